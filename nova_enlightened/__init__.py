@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Move a virtual machine fast by knowing what it is executing."""

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error this project raises on purpose.
+
+There is one root, and every class says whether trying the same thing again can help.
+Errors of other libraries (libvirt, ssl, OSError) are translated once, where they are met, with
+``raise ... from``; nothing above that place needs to know them.
+"""
+
+
+class EnlightenedError(Exception):
+    """Root of all errors here; ``retryable`` says whether the same call may succeed later."""
+
+    retryable = False
+
+
+class ConfigError(EnlightenedError):
+    """The configuration contradicts itself or names something that is not there."""
+
+
+class StreamError(EnlightenedError):
+    """A byte stream is not what its format allows.
+
+    :param offset: bytes from the beginning of the stream to the item that is wrong.
+    :param section: the stream section (or message) the item belongs to.
+    """
+
+    def __init__(self, message: str, *, offset: int | None = None, section: str = "") -> None:
+        place = ", ".join(
+            part
+            for part in (
+                f"section {section}" if section else "",
+                f"byte {offset}" if offset is not None else "",
+            )
+            if part
+        )
+        super().__init__(f"{message} ({place})" if place else message)
+        self.offset = offset
+        self.section = section
+
+
+class ReturnPathError(StreamError):
+    """The return path (destination to source) breaks its format."""
+
+
+class HintError(EnlightenedError):
+    """A guest's hints are malformed, too large or inconsistent; they are dropped whole."""
+
+
+class PlanError(EnlightenedError):
+    """A page, block or policy that does not exist was named while planning."""
+
+
+class LinkError(EnlightenedError):
+    """The link between two relays broke; it may be made again and resumed."""
+
+    retryable = True
+
+
+class LinkProtocolError(LinkError):
+    """The peer broke the link's protocol; making the link again would meet the same peer."""
+
+    retryable = False
+
+
+class PeerRefused(LinkError):
+    """The peer is not the relay this migration expects; nothing of it reaches QEMU."""
+
+    retryable = False
+
+
+class RelayError(EnlightenedError):
+    """A relay process could not be started, asked or stopped."""
+
+
+class GuestUnreachable(EnlightenedError):
+    """No answer from inside the guest; it may come up later."""
+
+    retryable = True
+
+
+class LibvirtError(EnlightenedError):
+    """libvirt refused or failed a call; translated from ``libvirt.libvirtError``."""
+
+
+class EvictionError(EnlightenedError):
+    """An eviction ended otherwise than with the VM executing at its destination."""
