@@ -176,7 +176,7 @@ def test_scale_of_the_counter_changes_nothing(shares: list[float], unit: float) 
 def test_work_lost_is_between_nothing_and_the_whole_span(
     shares: list[float], ordered: float, span: float
 ) -> None:
-    got = measures.work_lost(
+    lost = measures.work_lost(
         RateSeries(0.0, 0.05, np.asarray(shares)), 1.0, ordered, ordered + span
     )
     assert 0.0 <= lost <= span + 1e-9
