@@ -72,6 +72,10 @@ class RelayError(EnlightenedError):
     """A relay process could not be started, asked or stopped."""
 
 
+class RelayGone(RelayError):
+    """No relay answers: it has ended, or was never started."""
+
+
 class GuestUnreachable(EnlightenedError):
     """No answer from inside the guest; it may come up later."""
 

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts relay processes and finds those that run.
+
+The listening sockets are bound here and inherited, so that QEMU and the peer can connect
+before the relay's interpreter has started: nothing waits for it.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nova_enlightened import exception
+from nova_enlightened.transfer import control
+from nova_enlightened.transfer.spec import RelaySpec
+
+ENTRY = (sys.executable, "-m", "nova_enlightened.cmd.relay", "run")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningRelay:
+    """A relay process, known by its run directory."""
+
+    spec: RelaySpec
+    pid: int
+
+    def state(self) -> dict[str, Any]:
+        """What the relay last wrote of itself; empty before it first did."""
+        try:
+            state: dict[str, Any] = json.loads(pathlib.Path(self.spec.state).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return state
+
+    def know(self, snapshot: str) -> None:
+        """Hand over newer guest knowledge, a file path. :raises RelayGone: it has ended."""
+        control.ask(self.spec.control, "know", snapshot=snapshot)
+
+    def stop(self) -> None:
+        """End the relay, which breaks a migration that still needs it."""
+        try:
+            os.kill(self.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+
+
+def listen_unix(path: str, mode: int = 0o600) -> socket.socket:
+    """A listening unix socket at `path`, replacing a stale one."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    pathlib.Path(path).unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(path)
+    os.chmod(path, mode)
+    sock.listen(4)
+    return sock
+
+
+def listen_link(host: str, port: int) -> socket.socket:
+    """A listening TCP socket of the link; port 0 lets the kernel choose."""
+    return socket.create_server((host, port), backlog=4)
+
+
+def start(
+    spec: RelaySpec, listener: socket.socket, prefix: Sequence[str] = ()
+) -> RunningRelay:
+    """Start a relay that outlives this process.
+
+    :param listener: the source's unix socket or the destination's TCP socket; closed here
+        once the relay has inherited it.
+    :param prefix: command put before the relay's own, to enter another namespace.
+    :raises RelayError: the relay could not be started.
+    """
+    path = spec.save()
+    log = pathlib.Path(spec.run_directory, "relay.log")
+    command = [*prefix, *ENTRY, path, "--listener", str(listener.fileno())]
+    try:
+        with listener, log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise exception.RelayError(f"relay did not start: {error}") from error
+    return RunningRelay(spec, process.pid)
+
+
+def running(parent: str) -> Iterator[RunningRelay]:
+    """Relays whose run directories lie in `parent` and that still answer."""
+    for path in sorted(pathlib.Path(parent).glob("*/spec.json")):
+        try:
+            spec = RelaySpec.from_json(path.read_text())
+            status = control.ask(spec.control, "status")
+        except (OSError, exception.ConfigError, exception.RelayGone):
+            continue
+        yield RunningRelay(spec, int(status["pid"]))

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one relay process is told when it starts, as a JSON document."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any, Self
+
+from nova_enlightened import exception
+
+ROLES = ("source", "destination")
+
+
+@dataclasses.dataclass(frozen=True)
+class TlsFiles:
+    """PEM files of the link's mutual TLS, and the name the peer's certificate must carry."""
+
+    ca: str
+    cert: str
+    key: str
+    peer_name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RelaySpec:
+    """One side of one migration.
+
+    :param role: "source" (QEMU sends) or "destination" (QEMU receives).
+    :param migration: the migration's UUID; both sides must name the same one.
+    :param run_directory: private directory for the control socket and the state file.
+    :param socket: the unix socket of ``migrate_uri``. The source relay is connected to
+        there by the sending QEMU; the destination relay connects to the receiving QEMU.
+    :param link_host, link_port: the destination relay's TCP address.
+    :param secret: one-time secret of this migration, hexadecimal, known to both relays.
+    :param tls: None only where the operator configured a plaintext link.
+    :param policy: ordering policy's name, source only.
+    :param layout: the guest's memory layout (``MemoryLayout.to_dict``), source only.
+    :param knowledge: file holding the newest snapshot of guest knowledge, source only.
+    :param window: bytes that may be requested ahead of the stream, source only.
+    :param retain: bytes kept unacknowledged at most, which also bounds relay memory.
+    """
+
+    role: str
+    migration: str
+    run_directory: str
+    socket: str
+    link_host: str
+    link_port: int
+    secret: str
+    tls: TlsFiles | None
+    policy: str = "heat"
+    layout: dict[str, Any] | None = None
+    knowledge: str | None = None
+    window: int = 128 * 1024
+    retain: int = 8 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise exception.ConfigError(f"relay role {self.role!r} is not one of {ROLES}")
+        if len(self.secret) < 32:
+            raise exception.ConfigError("relay secret is shorter than 16 bytes")
+
+    @property
+    def control(self) -> str:
+        """The relay's control socket."""
+        return os.path.join(self.run_directory, "control.sock")
+
+    @property
+    def state(self) -> str:
+        """The relay's state file."""
+        return os.path.join(self.run_directory, "state.json")
+
+    @property
+    def trace(self) -> str:
+        """The fault trace written when the migration ends, source only."""
+        return os.path.join(self.run_directory, "faults.trace")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """:raises ConfigError: not a JSON object, or a key is missing or unknown."""
+        try:
+            fields = json.loads(text)
+            tls = fields.pop("tls")
+            return cls(tls=TlsFiles(**tls) if tls else None, **fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise exception.ConfigError(f"relay specification: {error}") from error
+
+    def save(self) -> str:
+        """Write to the run directory, readable by the owner only; answer the path."""
+        path = pathlib.Path(self.run_directory, "spec.json")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(self.to_json())
+        return str(path)
