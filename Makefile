@@ -32,6 +32,7 @@ help: ## show this list
 
 .PHONY: venv
 venv: $(STAMPS)/venv ## make .venv with this package and all tools in it
+	@:
 
 # One stamp for each profile of bindep.txt.
 $(STAMPS)/debian-%: bindep.txt tools/install-debian-packages.sh
@@ -67,6 +68,10 @@ lint: venv $(STAMPS)/debian-lint ## style, import order, OpenStack checks, shell
 format: venv ## rewrite the code the way lint wants it
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+.PHONY: sample
+sample: venv ## rewrite the sample configuration file from the options
+	$(VENV)/bin/oslo-config-generator --config-file etc/nova_enlightened/config-generator.conf
 
 .PHONY: types
 types: venv ## mypy --strict

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration options, registered on a configuration object that is passed in.
+
+There is no global ``CONF`` here: Nova's services hand over theirs, the console commands make
+their own, and a test makes one for each case.
+"""
+
+from oslo_config import cfg
+
+from nova_enlightened.conf import enlightened
+
+GROUP = enlightened.GROUP
+
+_MODULES = (enlightened,)
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register every option of this project on `conf`; again on the same object is harmless."""
+    for module in _MODULES:
+        module.register_opts(conf)
+
+
+def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
+    """Options by group, for ``oslo-config-generator``."""
+    return [entry for module in _MODULES for entry in module.list_opts()]
+
+
+def check(conf: cfg.ConfigOpts) -> None:
+    """Compare options with each other; each by itself is checked when it is read.
+
+    :raises ConfigError: two options contradict each other; the message names both.
+    """
+    for module in _MODULES:
+        module.check(conf)
