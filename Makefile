@@ -21,6 +21,8 @@ export PBR_VERSION := 0.1.0.dev$(shell git rev-list --count HEAD 2>/dev/null || 
 endif
 endif
 
+SHALLOW := $(filter true,$(shell git rev-parse --is-shallow-repository 2>/dev/null || echo true))
+
 # For the lab and for real-QEMU tests: they enter namespaces and start libvirtd.
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo -E)
 
@@ -62,7 +64,7 @@ lint: venv $(STAMPS)/debian-lint ## style, import order, OpenStack checks, shell
 	$(PY) -m ruff format --check .
 	$(PY) -m flake8
 	git ls-files -z '*.sh' .ci/run devstack/settings | xargs -0 shellcheck
-	$(PY) -m reno -q lint
+	$(if $(SHALLOW),: reno reads the whole history,$(VENV)/bin/reno -q lint)
 
 .PHONY: format
 format: venv ## rewrite the code the way lint wants it
