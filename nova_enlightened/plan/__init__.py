@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From knowledge to an order of pages: ordering policies, the injection window, the simulator."""
+"""Which pages should cross first: plans, ordering policies, the injector (no I/O here)."""

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to request from the source next.
+
+The injector sees what the forward stream carried and what the guest faulted on, and says
+which pages to ask for, so that the plan's order is kept, faults stay fast and nothing is asked
+for twice. It is called for every batch of the stream, so its work is proportional to the batch.
+
+Nothing here can lose a page: what is not requested, the source's background scan sends.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from nova_enlightened.exception import PlanError
+from nova_enlightened.knowledge.space import PageSpace
+from nova_enlightened.plan.neighbours import Neighbours
+from nova_enlightened.plan.outstanding import SEEN, Outstanding
+from nova_enlightened.plan.requests import RequestShape
+from nova_enlightened.plan.transfer_plan import Pages, TransferPlan
+from nova_enlightened.plan.window import InjectionWindow
+
+CLASSES: Final = 16
+"""`PageClass` values counted; a larger one is counted as the last."""
+CLUSTER_SHARE: Final = 0.5
+"""Part of the window that neighbours of faults may take while urgent pages are left."""
+CLUSTER_BACKLOG: Final = 512
+"""Neighbour pages kept waiting; beyond it the oldest fault's are forgotten."""
+REFILL: Final = 8
+"""Requests are made when 1/REFILL of the window is free, not for every page."""
+SCAN_LIMIT: Final = 1 << 18
+"""Plan entries looked at in one call (about a millisecond); the next call goes on."""
+
+
+@dataclass(frozen=True)
+class InjectorStatistics:
+    """Counts of pages unless said otherwise. Tuples are indexed by `PageClass`."""
+
+    policy: str
+    total: int
+    remaining: int
+    plan_left: int
+    urgent_left: int
+    outstanding: int
+    injected: int
+    injected_near_faults: int
+    unrequested: int
+    presumed_sent: int
+    faults: int
+    window_bytes: int
+    urgent_done_at: float | None
+    sent_by_class: tuple[int, ...]
+    injected_by_class: tuple[int, ...]
+    faults_by_class: tuple[int, ...]
+
+
+class Injector:
+    """Decides requests for one migration.
+
+    :param plan: made for `space`.
+    :param window: how much may be asked for at once; owned by the injector from here.
+    :param host_pages: see `RequestShape`; from the page sizes in the stream's RAM setup.
+    :raises PlanError: the plan was made for another number of pages.
+    """
+
+    def __init__(
+        self,
+        plan: TransferPlan,
+        space: PageSpace,
+        window: InjectionWindow | None = None,
+        *,
+        host_pages: Mapping[str, int] | None = None,
+    ) -> None:
+        self._space = space
+        self._window = window or InjectionWindow()
+        self._shape = RequestShape(space, host_pages)
+        self._state = np.zeros(space.pages, np.uint8)
+        self._fifo = Outstanding(self._state)
+        self._waiting: list[Pages] = []
+        self._plan = self._checked(plan)
+        self._neighbours = Neighbours(space, plan)
+        self._cursor = 0
+        self._started = False
+        self._urgent_done_at: float | None = None
+        self.remaining = space.pages
+        self.injected = 0
+        self.faults = 0
+        self._near_faults = 0
+        self._unrequested = 0
+        self._sent_by_class = np.zeros(CLASSES, np.int64)
+        self._injected_by_class = np.zeros(CLASSES, np.int64)
+        self._faults_by_class = np.zeros(CLASSES, np.int64)
+
+    @property
+    def outstanding(self) -> int:
+        """Pages requested (here or by the guest) and neither seen nor presumed sent."""
+        return self._fifo.count
+
+    @property
+    def urgent_left(self) -> int:
+        """Urgent plan entries that were not looked at yet."""
+        return max(0, self._plan.urgent - self._cursor)
+
+    @property
+    def window_bytes(self) -> int:
+        """The window now."""
+        return self._window.size
+
+    def start(self) -> None:
+        """The guest runs at the destination: from now on pages are requested."""
+        self._started = True
+
+    def replan(self, plan: TransferPlan) -> None:
+        """Go on with another plan (better knowledge arrived). :raises PlanError: as above."""
+        self._plan = self._checked(plan)
+        self._neighbours.replan(plan)
+        self._cursor = 0
+        self._urgent_done_at = None
+
+    def sent(self, pages: Pages, *, zero: bool = False) -> None:
+        """The forward stream carried these pages.
+
+        :param pages: page numbers, any order; those outside the space are ignored.
+        :param zero: they crossed as zero records, which take no room worth a larger window.
+        """
+        pages = self._distinct(pages)
+        if not pages.size:
+            return
+        before = self._state[pages]
+        fresh = pages[before & SEEN == 0]
+        self._state[pages] = SEEN
+        self.remaining -= fresh.size
+        self._count(self._sent_by_class, fresh)
+        requested, unrequested = self._fifo.seen(before)
+        if not self._started:
+            return
+        self._unrequested += unrequested
+        if not zero:
+            self._window.seen(requested, unrequested, urgent_left=self.urgent_left > 0)
+
+    def discarded(self, first: int, last_exclusive: int) -> None:
+        """These pages will be sent (again): they changed since they crossed.
+
+        :raises PlanError: the range leaves the space.
+        """
+        if not 0 <= first <= last_exclusive <= self._space.pages:
+            raise PlanError(f"discard of {first}..{last_exclusive} leaves the page space")
+        self._fifo.forget_arrived()
+        part = self._state[first:last_exclusive]
+        seen = part & SEEN != 0
+        self.remaining += int(np.count_nonzero(seen))
+        part[seen] = 0
+        self._cursor = 0
+
+    def fault(self, page: int, count: int, now: float) -> None:
+        """The guest waits for these pages; the destination's own request goes to the source.
+
+        :param now: seconds, any monotonic clock.
+        :raises PlanError: the range leaves the space.
+        """
+        if count < 1 or page < 0 or page + count > self._space.pages:
+            raise PlanError(f"fault at {page}+{count} leaves the page space")
+        self.faults += 1
+        pages = np.arange(page, page + count, dtype=np.int64)
+        self._count(self._faults_by_class, pages[:1])
+        self._fifo.requested(pages[self._state[pages] == 0], near=False)
+        near = self._neighbours.around(page, now)
+        near = near[self._state[near] == 0]
+        if near.size:
+            self._waiting.append(near)
+            while sum(part.size for part in self._waiting) > CLUSTER_BACKLOG:
+                self._waiting.pop(0)
+
+    def next_requests(self, now: float) -> list[tuple[int, int]]:
+        """Requests to make now: (first page, count), most urgent first.
+
+        Each is within one block, whole host pages, at most `MAX_RUN` pages (or one host
+        page), and holds nothing that was seen or asked for, save parts of a host page.
+        """
+        if not self._started:
+            return []
+        size = self._window.pages
+        if size - self._fifo.count < max(1, size // REFILL):
+            self._fifo.retire()
+        room = size - self._fifo.count
+        if room < max(1, size // REFILL):
+            return []
+        near = self._take_near(room, size)
+        requests = self._requests(near, near=True)
+        if self._shape.plain:
+            requests += self._requests(self._take_planned(room - near.size), near=False)
+        else:
+            while self._fifo.count < size and (planned := self._take_planned(1)).size:
+                requests += self._requests(planned, near=False)
+        if self._urgent_done_at is None and not self.urgent_left:
+            self._urgent_done_at = now
+        return requests
+
+    def statistics(self) -> InjectorStatistics:
+        """All counts at this moment."""
+        return InjectorStatistics(
+            policy=self._plan.policy,
+            total=self._space.pages,
+            remaining=self.remaining,
+            plan_left=self._plan.order.size - self._cursor,
+            urgent_left=self.urgent_left,
+            outstanding=self.outstanding,
+            injected=self.injected,
+            injected_near_faults=self._near_faults,
+            unrequested=self._unrequested,
+            presumed_sent=self._fifo.presumed_sent,
+            faults=self.faults,
+            window_bytes=self._window.size,
+            urgent_done_at=self._urgent_done_at,
+            sent_by_class=tuple(self._sent_by_class.tolist()),
+            injected_by_class=tuple(self._injected_by_class.tolist()),
+            faults_by_class=tuple(self._faults_by_class.tolist()),
+        )
+
+    def _checked(self, plan: TransferPlan) -> TransferPlan:
+        if plan.pages != self._space.pages:
+            raise PlanError(f"a plan of {plan.pages} pages for a space of {self._space.pages}")
+        return plan
+
+    def _distinct(self, pages: Pages) -> Pages:
+        """Pages of the space, each once. Batches nearly always are so already."""
+        pages = pages.astype(np.int64, copy=False)
+        if pages.size > 1 and not bool((np.diff(pages) > 0).all()):
+            pages = np.unique(pages)
+        if pages.size and (int(pages[0]) < 0 or int(pages[-1]) >= self._space.pages):
+            pages = pages[(pages >= 0) & (pages < self._space.pages)]
+        return pages
+
+    def _count(self, counts: npt.NDArray[np.int64], pages: Pages) -> None:
+        classes = self._plan.classes
+        if not classes.size:
+            counts[0] += pages.size
+        elif pages.size:
+            found = np.minimum(classes[pages], CLASSES - 1)
+            counts += np.bincount(found, minlength=CLASSES)
+
+    def _take_near(self, room: int, size: int) -> Pages:
+        """Neighbours of the latest faults, within their share of the window."""
+        if self.urgent_left:
+            room = min(room, int(size * CLUSTER_SHARE) - self._fifo.near)
+        taken: list[Pages] = []
+        while self._waiting and room > 0:
+            part = self._waiting.pop()
+            part = part[self._state[part] == 0]
+            if part.size > room:
+                self._waiting.append(part[room:])
+            taken.append(part[:room])
+            room -= taken[-1].size
+        # Two faults' clusters may overlap, and processes share pages.
+        return np.unique(np.concatenate(taken)) if taken else np.empty(0, np.int64)
+
+    def _take_planned(self, room: int) -> Pages:
+        """The next pages of the plan that still have to be asked for."""
+        order = self._plan.order
+        taken: list[Pages] = []
+        scanned, step = 0, max(256, 2 * room)
+        while room > 0 and self._cursor < order.size and scanned < SCAN_LIMIT:
+            chunk = order[self._cursor : self._cursor + step]
+            wanted = np.flatnonzero(self._state[chunk] == 0)
+            if wanted.size >= room:
+                wanted = wanted[:room]
+                self._cursor += int(wanted[-1]) + 1
+            else:
+                self._cursor += chunk.size
+            taken.append(chunk[wanted])
+            room -= wanted.size
+            scanned += chunk.size
+            step = min(4 * step, 1 << 16)
+        return np.concatenate(taken) if taken else np.empty(0, np.int64)
+
+    def _requests(self, pages: Pages, *, near: bool) -> list[tuple[int, int]]:
+        if self._shape.plain:
+            self._inject(pages, near=near)
+            return self._shape.runs(pages)
+        runs: list[tuple[int, int]] = []
+        for page in pages.tolist():
+            if self._state[page]:
+                continue  # part of a host page asked for a moment ago
+            first, count = self._shape.host_page(page)
+            whole = np.arange(first, first + count, dtype=np.int64)
+            self._inject(whole[self._state[whole] == 0], near=near)
+            runs.append((first, count))
+        return runs
+
+    def _inject(self, pages: Pages, *, near: bool) -> None:
+        self._fifo.requested(pages, near=near)
+        self.injected += pages.size
+        self._near_faults += pages.size if near else 0
+        self._count(self._injected_by_class, pages)

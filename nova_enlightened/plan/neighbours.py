@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages are likely to be touched soon after a demand fault.
+
+The neighbours of a page are its neighbours in the *process* (virtual order), not in physical
+memory: an allocator's slab or a scanned array is scattered over frames. A page that no
+process maps (kernel) has physical neighbours.
+
+Faults are sorted into *streams*, as a file system's read-ahead does. A fault close to where
+a stream's last cluster ended means that the cluster was used up: the next one is twice as
+large. A fault near no stream begins a new one, with a size that follows how often streams
+have been continued at all: it shrinks while faults are random.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from nova_enlightened.knowledge.space import PageSpace
+from nova_enlightened.plan.transfer_plan import NO_POSITION, Pages, TransferPlan
+
+STREAMS: Final = 16
+"""Streams remembered of each kind; the one not continued for longest is forgotten."""
+BEHIND: Final = 4
+"""A cluster has 1/BEHIND as many pages behind the fault as ahead of it."""
+STREAM_AGE: Final = 5.0
+"""Seconds without a fault after which a stream is over."""
+
+
+@dataclass(frozen=True)
+class ClusterLimits:
+    """Pages ahead of the fault: the smallest and largest first cluster, the largest ever."""
+
+    least: int
+    first: int
+    most: int
+
+
+VIRTUAL_CLUSTER: Final = ClusterLimits(least=4, first=16, most=128)
+PHYSICAL_CLUSTER: Final = ClusterLimits(least=4, first=8, most=32)
+
+
+@dataclass
+class _Stream:
+    low: int
+    high: int
+    size: int
+    at: float
+
+
+class _Streams:
+    """Streams over one index (virtual or physical)."""
+
+    def __init__(self, limits: ClusterLimits) -> None:
+        self._limits = limits
+        self._streams: list[_Stream] = []
+        self._first = float(limits.first)
+
+    def cluster(self, index: int, now: float) -> tuple[int, int]:
+        """The half-open range of indices to ask for around a fault at `index`."""
+        found = self._near(index, now)
+        if found is None:
+            stream = _Stream(index, index, round(self._first), now)
+            self._first = max(float(self._limits.least), self._first * 0.9)
+            if len(self._streams) >= STREAMS:
+                self._streams.pop(0)
+        else:
+            stream = found
+            self._streams.remove(stream)
+            if not stream.low <= index < stream.high:
+                stream.size = min(self._limits.most, stream.size * 2)
+                self._first = min(float(self._limits.first * 2), self._first * 1.25)
+        low = index - stream.size // BEHIND
+        high = index + 1 + stream.size
+        stream.low, stream.high, stream.at = low, high, now
+        self._streams.append(stream)
+        return low, high
+
+    def _near(self, index: int, now: float) -> _Stream | None:
+        for stream in reversed(self._streams):
+            reach = stream.size
+            if stream.low - reach <= index < stream.high + reach and now - stream.at <= STREAM_AGE:
+                return stream
+        return None
+
+
+class Neighbours:
+    """Clusters around demand faults.
+
+    :param virtual_limits: sizes for pages that processes map.
+    :param physical_limits: sizes for all other pages.
+    """
+
+    def __init__(
+        self,
+        space: PageSpace,
+        plan: TransferPlan,
+        virtual_limits: ClusterLimits = VIRTUAL_CLUSTER,
+        physical_limits: ClusterLimits = PHYSICAL_CLUSTER,
+    ) -> None:
+        self._space = space
+        self._plan = plan
+        self._limits = virtual_limits
+        self._virtual = _Streams(virtual_limits)
+        self._physical = _Streams(physical_limits)
+
+    def replan(self, plan: TransferPlan) -> None:
+        """Take another plan: virtual positions have changed, physical ones have not."""
+        self._plan = plan
+        self._virtual = _Streams(self._limits)
+
+    def around(self, page: int, now: float) -> Pages:
+        """Pages likely to follow a fault at `page`, nearest ahead first; `page` left out.
+
+        Empty when the plan knows nothing: then the source's own scan goes on from the
+        fault, which is all that stock does.
+        """
+        plan = self._plan
+        if plan.empty:
+            return np.empty(0, np.int64)
+        index = int(plan.position[page]) if plan.position.size else NO_POSITION
+        if index != NO_POSITION:
+            low, high = self._virtual.cluster(index, now)
+            low, high = max(low, 0), min(high, plan.virtual.size)
+            ahead, behind = plan.virtual[index + 1 : high], plan.virtual[low:index]
+        else:
+            block = self._space.block_range(self._space.locate(page)[0])
+            low, high = self._physical.cluster(page, now)
+            low, high = max(low, block.start), min(high, block.stop)
+            ahead = np.arange(page + 1, high, dtype=np.int64)
+            behind = np.arange(low, page, dtype=np.int64)
+        return np.concatenate((ahead, behind[::-1]))

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transfer plan: the order pages should cross in, and who is whose neighbour.
+
+A plan is advice. It may leave pages out (the source's own background scan sends those) and
+it may be wrong (the guest faults, and is answered). It never makes a page unreachable.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from nova_enlightened.exception import PlanError
+
+Pages = npt.NDArray[np.int64]
+"""Page numbers (see `knowledge.space`), one dimension."""
+
+NO_POSITION: Final = -1
+"""In `TransferPlan.position`: the page has no place in any process's virtual order."""
+
+MAX_VIRTUAL: Final = 2**31 - 1
+"""`position` is int32 to halve its size: 2^31 mapped pages are 8 TiB."""
+
+
+def _no_pages() -> Pages:
+    return np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class TransferPlan:
+    """What an ordering policy decided. Arrays are not to be written to.
+
+    :ivar policy: name of the policy, for logs and state files.
+    :ivar pages: pages in the page space the plan was made for.
+    :ivar order: page numbers, soonest first, no duplicates; need not cover all pages.
+    :ivar urgent: how many leading entries of `order` are worth delaying other traffic for:
+        pages known to be in use. The rest only replaces the background scan's order.
+    :ivar virtual: pages of all processes, each process in virtual-address order. May repeat
+        a page that processes share.
+    :ivar position: page -> index in `virtual`, or NO_POSITION; length `pages`, or length 0
+        when `virtual` is empty.
+    :ivar classes: page -> `PageClass` value, for statistics; length `pages` or 0 (unknown).
+    """
+
+    policy: str
+    pages: int
+    order: Pages = field(default_factory=_no_pages)
+    urgent: int = 0
+    virtual: Pages = field(default_factory=_no_pages)
+    position: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    classes: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    def __post_init__(self) -> None:
+        """:raises PlanError: lengths disagree or a page is outside the space."""
+        if not 0 <= self.urgent <= self.order.size:
+            raise PlanError(f"{self.urgent} urgent pages in an order of {self.order.size}")
+        for name, array in (("order", self.order), ("virtual", self.virtual)):
+            if array.size and (int(array.min()) < 0 or int(array.max()) >= self.pages):
+                raise PlanError(f"{name} leaves the space of {self.pages} pages")
+        mentioned = np.zeros(self.pages, np.bool_)
+        mentioned[self.order] = True
+        if int(np.count_nonzero(mentioned)) != self.order.size:
+            raise PlanError(f"the order of policy {self.policy!r} has pages more than once")
+        if self.position.size not in ((self.pages,) if self.virtual.size else (0, self.pages)):
+            raise PlanError(f"{self.position.size} positions for {self.pages} pages")
+        if self.classes.size not in (0, self.pages):
+            raise PlanError(f"{self.classes.size} classes for {self.pages} pages")
+
+    @property
+    def empty(self) -> bool:
+        """True when there is nothing to inject and no neighbour to know: stock behaviour."""
+        return not self.order.size and not self.virtual.size
+
+
+def empty_plan(policy: str, pages: int) -> TransferPlan:
+    """The plan that leaves everything to the source's own order."""
+    return TransferPlan(policy, pages)
+
+
+def concatenate_virtual(parts: Iterable[Pages], pages: int) -> tuple[Pages, npt.NDArray[np.int32]]:
+    """Lay processes' pages end to end.
+
+    :param parts: each process's page numbers in virtual-address order, most important
+        process first. Numbers outside 0..pages-1 are dropped: they come from a guest.
+    :returns: (`virtual`, `position`) of `TransferPlan`. A page listed more than once has
+        the position of its first mention. Both are empty when nothing is left.
+    :raises PlanError: more mentions than `MAX_VIRTUAL`.
+    """
+    kept = [part[(part >= 0) & (part < pages)] for part in parts]
+    total = sum(part.size for part in kept)
+    if total > MAX_VIRTUAL:
+        raise PlanError(f"{total} mapped pages are more than the limit of {MAX_VIRTUAL}")
+    if not total:
+        return _no_pages(), np.empty(0, np.int32)
+    virtual: Pages = np.concatenate(kept).astype(np.int64, copy=False)
+    position = np.full(pages, NO_POSITION, np.int32)
+    # Of repeated indices the last assignment stays: backwards, that is the first mention.
+    position[virtual[::-1]] = np.arange(total - 1, -1, -1, dtype=np.int32)
+    return virtual, position
+
+
+def first_mentions(virtual: Pages, position: npt.NDArray[np.int32]) -> Pages:
+    """`virtual` without its repeats: each page where it is first mentioned."""
+    if not virtual.size:
+        return virtual
+    first: npt.NDArray[np.bool_] = position[virtual] == np.arange(virtual.size, dtype=np.int32)
+    return virtual[first]
