@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: the identifiers, their units and the bars they must reach."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class Better(enum.StrEnum):
+    """Which way a measure is good."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+
+
+class UnknownMeasure(ValueError):
+    """A measure id that does not exist was asked for."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of the results.
+
+    ``id``: its key in the results. ``scenario``: the module of ``bench`` that measures it; one
+    run of a scenario may give several figures. ``title``: what it is, in a line. ``unit``: ""
+    is a ratio. ``bar``: what its median has to reach, None when it is only reported.
+    """
+
+    id: str
+    scenario: str
+    title: str
+    unit: str
+    bar: float | None
+    better: Better
+
+    def met(self, median: float) -> bool | None:
+        """Whether the bar is reached; None without a bar."""
+        if self.bar is None:
+            return None
+        return median >= self.bar if self.better is Better.HIGHER else median <= self.bar
+
+
+def _ratio(id: str, scenario: str, title: str, bar: float | None, better: Better) -> Measure:
+    return Measure(id, scenario, title, "", bar, better)
+
+
+MEASURES: tuple[Measure, ...] = (
+    _ratio(
+        "scattered_recovery_ratio_qemu7",
+        "scattered_qemu7",
+        "hot pages scattered, QEMU 7.2: switchover to 90 % of baseline, best stock / ours",
+        4.0,
+        Better.HIGHER,
+    ),
+    _ratio(
+        "scattered_recovery_ratio_qemu10",
+        "scattered_qemu10",
+        "hot pages scattered, QEMU 10: switchover to 90 % of baseline, best stock / ours",
+        2.0,
+        Better.HIGHER,
+    ),
+    _ratio(
+        "scattered_over_limit",
+        "scattered_qemu7",
+        "hot pages scattered: ours / (hot bytes / bandwidth)",
+        1.3,
+        Better.LOWER,
+    ),
+    _ratio(
+        "contiguous_over_stock",
+        "contiguous",
+        "hot pages contiguous: switchover to 90 % of baseline, ours / stock",
+        1.1,
+        Better.LOWER,
+    ),
+    _ratio(
+        "redis_work_lost_ratio",
+        "redis",
+        "redis, zipf load: work lost, stock / ours",
+        2.0,
+        Better.HIGHER,
+    ),
+    _ratio(
+        "order_to_executing_over_bare",
+        "scattered_qemu7",
+        "order to executing at the destination, ours / bare libvirt post-copy",
+        1.2,
+        Better.LOWER,
+    ),
+    _ratio(
+        "contention_precopy_ratio",
+        "contention",
+        "two VMs on one core, one leaves: work lost by both, pre-copy / ours",
+        5.0,
+        Better.HIGHER,
+    ),
+    _ratio(
+        "contention_postcopy_ratio",
+        "contention",
+        "two VMs on one core, one leaves: work lost by both, stock post-copy / ours",
+        1.5,
+        Better.HIGHER,
+    ),
+    _ratio(
+        "relay_over_direct",
+        "relay",
+        "throughput through the relays / QEMU to QEMU directly, unshaped, plain",
+        0.9,
+        Better.HIGHER,
+    ),
+    Measure(
+        "relay_cpu_s_per_gb",
+        "relay",
+        "CPU time of both relays for a gigabyte (10^9 bytes) carried, plain",
+        "s/GB",
+        None,
+        Better.LOWER,
+    ),
+    _ratio(
+        "relay_tls_over_plain",
+        "relay",
+        "throughput through the relays, TLS / plain",
+        None,
+        Better.HIGHER,
+    ),
+)
+
+BY_ID: dict[str, Measure] = {measure.id: measure for measure in MEASURES}
+
+
+def chosen(ids: Iterable[str]) -> tuple[Measure, ...]:
+    """The measures of these ids, in the registry's order; all of them for no id.
+
+    A scenario's name stands for all its measures. Raises UnknownMeasure.
+    """
+    wanted = {id for id in ids if id}
+    known = {*BY_ID, *(measure.scenario for measure in MEASURES)}
+    if wanted - known:
+        raise UnknownMeasure(
+            f"no measure {', '.join(sorted(wanted - known))}; there are {', '.join(BY_ID)}"
+        )
+    return tuple(
+        measure
+        for measure in MEASURES
+        if not wanted or measure.id in wanted or measure.scenario in wanted
+    )
+
+
+def scenarios(measures: Iterable[Measure]) -> tuple[str, ...]:
+    """The scenarios that give these measures; those of one lab release stay together."""
+    names = list(dict.fromkeys(measure.scenario for measure in measures))
+    return tuple(sorted(names, key=lambda name: name.endswith("qemu10")))
