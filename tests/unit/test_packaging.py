@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What setup.cfg promises is there."""
+
+import configparser
+import importlib
+import pathlib
+
+import pytest
+
+from nova_enlightened import exception
+
+TOP = pathlib.Path(__file__).parents[2]
+
+
+def entry_points() -> list[tuple[str, str, str]]:
+    """(namespace, name, target) of every entry point in setup.cfg."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(TOP / "setup.cfg")
+    found = []
+    for namespace, lines in parser["options.entry_points"].items():
+        for line in lines.strip().splitlines():
+            name, target = line.split("=")
+            found.append((namespace, name.strip(), target.strip()))
+    return found
+
+
+@pytest.mark.parametrize(("namespace", "name", "target"), entry_points())
+def test_every_entry_point_can_be_loaded(namespace: str, name: str, target: str) -> None:
+    module, attribute = target.split(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
+
+
+@pytest.mark.parametrize(
+    "namespace", ["nova_enlightened.ordering_policies", "nova_enlightened.hint_sources"]
+)
+def test_every_extension_point_has_at_least_two_plugins(namespace: str) -> None:
+    assert sum(space == namespace for space, _, _ in entry_points()) >= 2
+
+
+def test_a_stream_error_names_its_place() -> None:
+    error = exception.StreamError("page flags 0x800 unknown", offset=4242, section="ram")
+    assert str(error) == "page flags 0x800 unknown (section ram, byte 4242)"
+    assert str(exception.StreamError("truncated")) == "truncated"
+
+
+def test_every_error_says_whether_trying_again_can_help() -> None:
+    errors = [value for value in vars(exception).values() if isinstance(value, type)]
+    assert all(issubclass(error, exception.EnlightenedError) for error in errors)
+    assert all(isinstance(error.retryable, bool) for error in errors)
