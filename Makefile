@@ -95,19 +95,19 @@ integration: venv $(STAMPS)/debian-lab ## tests with real QEMU and libvirt (root
 coverage: venv ## unit and functional tests, with the lines they miss
 	$(PYTEST) --cov --cov-report=term tests/unit tests/functional
 
+.PHONY: docs
+docs: venv ## HTML documents in doc/build/html
+	$(PY) -m sphinx -q -W --keep-going -b html doc/source doc/build/html
+
 # One run of pytest, so that its closing line counts everything; it runs, and is last, also when
 # a check before it failed.
 .PHONY: test
-test: venv $(STAMPS)/debian-lint $(STAMPS)/debian-lab ## all of the above: what CI runs
+test: venv $(STAMPS)/debian-lint $(STAMPS)/debian-lab ## every check above: what CI runs
 	@status=0; \
 	$(MAKE) --keep-going lint types docs || status=1; \
 	$(AS_ROOT) $(PYTEST) tests/unit tests/functional tests/integration || status=1; \
 	if [ $$status -ne 0 ]; then echo "make test: something above failed" >&2; fi; \
 	exit $$status
-
-.PHONY: docs
-docs: venv ## HTML documents in doc/build/html
-	$(PY) -m sphinx -q -W --keep-going -b html doc/source doc/build/html
 
 # --- to see it work ----------------------------------------------------------------------------
 

@@ -55,6 +55,5 @@ fi
 
 echo "Installing Debian packages: ${missing[*]}"
 "${as_root[@]}" apt-get update -q
-# Nothing may start by itself: the lab starts its own daemons, in its own namespaces.
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -q -y --no-install-recommends "${missing[@]}"
