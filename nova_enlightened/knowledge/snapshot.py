@@ -6,8 +6,11 @@ end): the agent makes them by slicing what the kernel gave it, without looking a
 numpy puts them together here.
 
     header   4s magic 'NES1', u16 version, u16 samples, f64 guest monotonic seconds,
-             u64 frames, u64 described, u16 processes, u16 n, then n bytes of source name
+             u64 frames, u64 described, u16 processes, u8 bitmaps, u8 zero, u16 n, then n bytes
+             of source name
     evidence `described` bytes, one a frame from frame 0 (see `classes.Evidence`)
+    bitmap   one a sample, newest first: frame n was used = bit n % 8 of byte n / 8;
+             `frames` bits rounded up to bytes. For sources that see frames, not processes
     process  u32 pid, u8 flags (bit 0: running), u32 thousandths of a vCPU, u16 n, u32 areas,
              then n bytes of name, then the areas, by virtual address
     area     u32 pages, u8 read share, u8 samples, u8 planes, u8 zero, then the planes that
@@ -21,18 +24,19 @@ samples, 255 = certainly: the kernel only counts these per area.
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from nova_enlightened.exception import HintError
 from nova_enlightened.knowledge import classes, heat
+from nova_enlightened.knowledge.classes import PageClass
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge, ProcessPages
 
 MAGIC: Final = b"NES1"
 VERSION: Final = 1
-HEADER: Final = struct.Struct(">4sHHdQQHH")
+HEADER: Final = struct.Struct(">4sHHdQQHBBH")
 PROCESS: Final = struct.Struct(">IBIHI")
 AREA: Final = struct.Struct(">IBBBB")
 FRAME_PLANES: Final = 4
@@ -105,6 +109,17 @@ class _Reader:
             raise HintError(f"{len(self._view) - self._at} bytes follow the snapshot's end")
 
 
+class _Header(NamedTuple):
+    samples: int
+    taken_at: float
+    frames: int
+    described: int
+    processes: int
+    bitmaps: int
+    zero: int
+    name_size: int
+
+
 @dataclass
 class _Budget:
     areas: int
@@ -131,28 +146,43 @@ def decode_snapshot(
     if len(payload) > limits.payload:
         raise HintError(f"snapshot of {len(payload)} bytes is over {limits.payload}")
     reader = _Reader(payload)
-    (magic, version, samples, taken_at, frames, described, count, name_size) = HEADER.unpack(
-        reader.bytes(HEADER.size, "header")
-    )
-    if magic != MAGIC or version != VERSION:
-        raise HintError(f"snapshot has magic {magic!r} and version {version}")
-    if not 0 < frames <= limits.frames:
-        raise HintError(f"snapshot claims {frames} frames, the limit is {limits.frames}")
-    if described > frames:
-        raise HintError(f"snapshot describes {described} of {frames} frames")
-    if count > limits.processes:
-        raise HintError(f"snapshot claims {count} processes, the limit is {limits.processes}")
-    if not (np.isfinite(taken_at) and taken_at >= 0):
-        raise HintError(f"snapshot was taken at {taken_at} s")
-    source = reader.text(name_size, limits.name, "source name")
-    page_classes, heats = _described(reader.plane(described, "evidence"), frames)
+    header = _header(reader, limits)
+    source = reader.text(header.name_size, limits.name, "source name")
+    page_classes, heats = _described(reader.plane(header.described, "evidence"), header.frames)
+    _bitmaps(reader, header, page_classes, heats)
     budget = _Budget(limits.areas, limits.process_pages)
-    processes = [_process(reader, heats, limits, budget) for _ in range(count)]
+    processes = [_process(reader, heats, limits, budget) for _ in range(header.processes)]
     reader.end()
     if budget.stray > MAX_STRAY_SHARE * budget.seen:
         raise HintError(f"{budget.stray} of {budget.seen} pages are in frames that do not exist")
     processes.sort(key=lambda process: -process.cpu)
-    return GuestKnowledge(source, frames, page_classes, heats, tuple(processes), samples, taken_at)
+    return GuestKnowledge(
+        source,
+        header.frames,
+        page_classes,
+        heats,
+        tuple(processes),
+        header.samples,
+        header.taken_at,
+    )
+
+
+def _header(reader: _Reader, limits: SnapshotLimits) -> _Header:
+    magic, version, *rest = HEADER.unpack(reader.bytes(HEADER.size, "header"))
+    if magic != MAGIC or version != VERSION:
+        raise HintError(f"snapshot has magic {magic!r} and version {version}")
+    header = _Header(*rest)
+    if not 0 < header.frames <= limits.frames:
+        raise HintError(f"snapshot claims {header.frames} frames, the limit is {limits.frames}")
+    if header.described > header.frames:
+        raise HintError(f"snapshot describes {header.described} of {header.frames} frames")
+    if header.processes > limits.processes:
+        raise HintError(f"{header.processes} processes, the limit is {limits.processes}")
+    if header.bitmaps > heat.HISTORY or header.zero:
+        raise HintError(f"snapshot announces {header.bitmaps} bitmaps and {header.zero:#x}")
+    if not (np.isfinite(header.taken_at) and header.taken_at >= 0):
+        raise HintError(f"snapshot was taken at {header.taken_at} s")
+    return header
 
 
 def from_flags(flags: npt.NDArray[np.uint64], source: str, taken_at: float) -> GuestKnowledge:
@@ -171,6 +201,25 @@ def _described(
     page_classes[: found.size] = found
     heats[: found.size][marked] = heat.KERNEL_MARK
     return page_classes, heats
+
+
+def _bitmaps(
+    reader: _Reader,
+    header: _Header,
+    page_classes: npt.NDArray[np.uint8],
+    heats: npt.NDArray[np.uint8],
+) -> None:
+    """Note the heat of frames from bitmaps of their use."""
+    if not header.bitmaps:
+        return
+    history = np.zeros(header.frames, dtype=np.uint8)
+    for k in range(header.bitmaps):
+        packed = reader.plane((header.frames + 7) // 8, f"bitmap {k}")
+        used = np.unpackbits(packed, count=header.frames, bitorder="little")
+        history |= used << np.uint8(heat.HISTORY - 1 - k)
+    # Frames of the kernel have no idle mark, which reads as "in use".
+    history[~np.isin(page_classes, (PageClass.ANON, PageClass.FILE))] = 0
+    np.maximum(heats, heat.from_samples(history, header.bitmaps, 0, heats.size), out=heats)
 
 
 def _process(
@@ -221,8 +270,8 @@ def _first_of_each(frames: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.
     """Drop repeats (a page mapped twice), keeping each frame's first place."""
     if not frames.size:
         return frames
-    order = np.arange(frames.size, dtype=np.int64)
-    first = np.empty(total, dtype=np.int64)
+    order = np.arange(frames.size, dtype=np.int32)
+    first = np.empty(total, dtype=np.int32)
     first[frames[::-1]] = order[::-1]  # the last write to a place is its first occurrence
     kept: npt.NDArray[np.int64] = frames[first[frames] == order]
     return kept
