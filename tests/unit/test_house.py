@@ -166,12 +166,13 @@ def test_the_house_imports_neither_its_lab_nor_its_tests() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_guest_agent_uses_the_standard_library_only() -> None:
+def test_the_guest_agent_uses_the_standard_library_and_itself_only() -> None:
     wrong = [
         f"{place(path, line)}: {name}"
         for path in GUEST
         for line, name in imports_of(path)
         if name.split(".")[0] not in sys.stdlib_module_names
+        and not f"{name}.".startswith(f"{PACKAGE}.guest.")
     ]
     assert not wrong, "\n".join(wrong)
 
