@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m lab up|down|status|image|shell``."""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+from lab import image
+from lab.errors import LabError
+from lab.laboratory import Lab, default_cache, default_run
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lab",
+        description="Two real libvirt/QEMU hosts on this machine, in namespaces of their own.",
+        epilog=f"Run directory: LAB_RUN or {default_run()}; cache: LAB_CACHE or {default_cache()}.",
+    )
+    parser.add_argument("--release", choices=("bookworm", "trixie"), default="bookworm",
+                        help="whose QEMU and libvirt the hosts run (default: %(default)s)")  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="start the hosts; they stay until `down`")
+    up.add_argument("--mbit", type=float, default=400.0,
+                    help="migration link, Mbit/s each way; 0 does not shape (default: %(default)s)")  # fmt: skip
+    up.add_argument("--pin", action="store_true",
+                    help="give host1 processor 0 and host2 processor 1, and no others")  # fmt: skip
+    commands.add_parser("down", help="end everything, also what a killed run left")
+    commands.add_parser("status", help="what is up, as JSON")
+    commands.add_parser("image", help="build the guest's image, if it is not cached")
+    shell = commands.add_parser("shell", help="a shell, or a command, inside a host")
+    shell.add_argument("host", choices=("host1", "host2", "ctl"))
+    shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND...")
+    return parser.parse_args()
+
+
+def _progress(text: str) -> None:
+    print(f"{time.monotonic() - _BEGAN:6.1f} s  {text}", flush=True)
+
+
+def _enter(lab: Lab, host: str, words: list[str]) -> None:
+    holder = lab.attach().control if host == "ctl" else lab.attach().hosts[host].holder
+    command = holder.entered(words or [os.environ.get("SHELL", "/bin/sh")])
+    os.execvp(command[0], command)
+
+
+def main() -> int:
+    """Run one command; the exit status."""
+    wanted = _arguments()
+    try:
+        if wanted.command == "up":
+            pinned = {"host1": {0}, "host2": {1}} if wanted.pin else None
+            lab = Lab(release=wanted.release, link_mbit=wanted.mbit or None, cpus=pinned,
+                      progress=_progress)  # fmt: skip
+            print(json.dumps(lab.up(keep=True).status(), indent=2))
+            return 0
+        lab = Lab(release=wanted.release, progress=_progress)
+        if wanted.command == "down":
+            print(f"{lab.down()} processes ended")
+        elif wanted.command == "status":
+            print(json.dumps(lab.attach().status(), indent=2))
+        elif wanted.command == "image":
+            print(json.dumps({k: str(v) for k, v in vars(image.build(lab.cache, _progress)).items()},
+                             indent=2))  # fmt: skip
+        else:
+            _enter(lab, wanted.host, wanted.words)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+_BEGAN = time.monotonic()
+
+if __name__ == "__main__":
+    sys.exit(main())

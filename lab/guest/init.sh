@@ -1,0 +1,38 @@
+#!/bin/busybox sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# First program of a lab guest. The root volume is one read-only file that every guest of
+# every host shares, so that a live migration has no disk to copy: writes go to RAM. What
+# changes often (programs, agent, units) comes with this initial RAM disk, in /lab/files.
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+if grep -q lab.probe /proc/cmdline; then # lab/acceleration.py
+    echo "lab: a guest runs here" > /dev/console
+    reboot -f
+fi
+for module in $(cat /lab/modules); do
+    insmod "/lab/$module" || echo "lab: $module did not load"
+done
+
+value() { # of lab.$1 on the kernel's command line
+    tr ' ' '\n' < /proc/cmdline | sed -n "s/^lab\.$1=//p"
+}
+
+ip link set lo up
+ip addr add "$(value address)" dev eth0
+ip link set eth0 up
+
+mkdir -p /lower /writes /root
+mount -t ext4 -o ro,noload /dev/vda /lower || exec sh
+mount -t tmpfs -o size=25% writes /writes
+mkdir -p /writes/upper /writes/work
+mount -t overlay -o lowerdir=/lower,upperdir=/writes/upper,workdir=/writes/work root /root
+cp -a /lab/files/. /root/
+value name > /root/etc/hostname
+tr ' ' '\n' < /proc/cmdline | sed -n 's/^lab\.\([a-z]*\)=/LAB_\1=/p' > /root/etc/lab.env
+umount /proc /sys
+mount --move /dev /root/dev
+exec switch_root /root /sbin/init

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two libvirt/QEMU hosts on one machine, up and down."""
+
+import atexit
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import libvirt
+
+from lab import acceleration, image, network, processes
+from lab.domain import GuestSpec, domain_xml
+from lab.errors import LabError
+from lab.guests import Guest
+from lab.hosts import Host
+from lab.libvirtd import Libvirtd
+from lab.namespaces import Holder, require_root
+from lab.probe import PORT, Collector, collector_socket
+from lab.releases import Release
+
+HOSTS = ("host1", "host2")
+_FIRST_NUMBER = 11
+
+
+def default_cache() -> Path:
+    """``LAB_CACHE``, or the user's cache directory."""
+    if "LAB_CACHE" in os.environ:
+        return Path(os.environ["LAB_CACHE"]).resolve()
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base, "nova-enlightened-lab").resolve()
+
+
+def default_run() -> Path:
+    """``LAB_RUN``, or a directory below /run."""
+    return Path(os.environ.get("LAB_RUN", "/run/nova-enlightened-lab")).resolve()
+
+
+class Lab:
+    """The laboratory. As a context manager it is up inside the block and gone after it.
+
+    ``release`` is the Debian release whose QEMU and libvirt the hosts run: ``bookworm`` (7.2
+    and 9.0; this machine's own) or ``trixie`` (10.0 and 11.3). ``cpus`` gives a host
+    processors: ``{"host1": {0}, "host2": {1}}``; all of its guests, its libvirtd and what
+    ``Host.run`` starts are then bound to them.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: Path | None = None,
+        run: Path | None = None,
+        release: str = "bookworm",
+        link_mbit: float | None = 400.0,
+        cpus: Mapping[str, set[int] | frozenset[int]] | None = None,
+        progress: image.Progress | None = None,
+    ) -> None:
+        self.cache = default_cache() if cache is None else Path(cache).resolve()
+        self.run_dir = default_run() if run is None else Path(run).resolve()
+        self.release = Release.named(release, self.cache)
+        self._link_mbit = link_mbit
+        self._progress: image.Progress = progress or (lambda _: None)
+        bound = {name: frozenset(cpus[name]) for name in cpus} if cpus else {}
+        self.control = Holder("ctl", self.run_dir)
+        holders = [Holder(name, self.run_dir, bound.get(name)) for name in HOSTS]
+        self.hosts = {holder.name: Host(holder, self._libvirtd(holder)) for holder in holders}
+        self.link = network.Link((holders[0], holders[1]))
+        self.guests: dict[str, Guest] = {}
+        self.image: image.GuestImage | None = None
+        self.acceleration = ""
+        self._numbers: dict[str, int] = {}
+        self._collector: Collector | None = None
+        self._token = ""
+        self._keep = False
+        self._ended = threading.Lock()
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def _libvirtd(self, holder: Holder) -> Libvirtd:
+        release = self.release
+        probed = self.cache / f"probed-{release.name}-{holder.name}"
+        return Libvirtd(holder, release.root, probed, (self.cache, self.run_dir))
+
+    # --- up and down ----------------------------------------------------------------------
+
+    def up(self, *, keep: bool = False) -> "Lab":
+        """Start everything. With ``keep`` it stays when this process ends.
+
+        What a dead process left in the run directory is cleared first. Raises LabError where
+        another laboratory lives there, or a part does not start (then nothing is left).
+        """
+        require_root()
+        self._claim()
+        try:
+            self._start(keep)
+        except BaseException:
+            self.down()
+            raise
+        if not keep:
+            atexit.register(self.down)
+        return self
+
+    def _claim(self) -> None:
+        state = self._read_state()
+        if state is not None:
+            owner = state.get("owner")
+            alive = owner is None or processes.started_at(owner["pid"]) == owner["started"]
+            if alive and any(processes.belonging_to(str(state["token"]))):
+                raise LabError(
+                    f"a laboratory is up in {self.run_dir}"
+                    + (": run `python -m lab down`" if owner is None else f" (pid {owner['pid']})")
+                )
+            self.down()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._token = str(uuid.uuid4())
+
+    def _start(self, keep: bool) -> None:
+        self._keep = keep
+        self._write_state()
+        self.release.prepare(self._progress)
+        self._progress(f"Starting two hosts ({self.release.describe})")
+        self.control.start(self._token)
+        for host in self.hosts.values():
+            host.holder.start(self._token)
+            host.make_directory("/run/nova-enlightened")
+        self._write_state()
+        one, two = (self.hosts[name] for name in HOSTS)
+        network.connect(self.control, (one.holder, two.holder))
+        self.link.shape(self._link_mbit)
+        for host in self.hosts.values():
+            host.libvirtd.prepare()
+            host.libvirtd.start()
+        self._prepare_image()
+        for host in self.hosts.values():
+            host.libvirtd.wait()
+            host.connection.getVersion()
+            host.libvirtd.keep_probed()
+        self._write_state()
+        self._progress(f"Two hosts are up; guests run under {self.acceleration}")
+
+    def _prepare_image(self) -> None:
+        self.image = image.build(self.cache, self._progress)
+        self.acceleration = acceleration.choose(self.cache, self.image)
+
+    def attach(self) -> "Lab":
+        """Use a laboratory that ``up(keep=True)`` or ``python -m lab up`` left running.
+
+        Raises LabError where there is none, or another release's.
+        """
+        state = self._read_state()
+        if state is None or "holders" not in state:
+            raise LabError(f"no laboratory is up in {self.run_dir}: run `python -m lab up`")
+        if state["release"] != self.release.name:
+            raise LabError(f"the laboratory that is up is {state['release']}'s")
+        self._token, self._keep = str(state["token"]), True
+        for holder in (self.control, *(host.holder for host in self.hosts.values())):
+            holder.adopt(state["holders"][holder.name])
+        self.link.mbit = state["link_mbit"]
+        self._prepare_image()
+        self._numbers = dict(state["numbers"])
+        return self
+
+    def down(self) -> int:
+        """End every process and remove every file of the laboratory in this run directory,
+        also what an earlier, killed process left. Returns how many processes were ended.
+        """
+        with self._ended:
+            atexit.unregister(self.down)
+            for host in self.hosts.values():
+                host.disconnect()
+            if self._collector is not None:
+                self._collector.stop()
+                self._collector = None
+            state = self._read_state()
+            ended = 0
+            for token in {self._token, str(state["token"]) if state else ""} - {""}:
+                ended += processes.end_all(token)
+            self._token = ""
+            self.guests.clear()
+            if state is not None:
+                shutil.rmtree(self.run_dir, ignore_errors=True)
+            return ended
+
+    def __enter__(self) -> "Lab":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                self._previous[number] = signal.signal(number, _raise_exit)
+        try:
+            return self.up()
+        except BaseException:
+            self._restore_signals()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.down()
+        finally:
+            self._restore_signals()
+
+    def _restore_signals(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    # --- guests ---------------------------------------------------------------------------
+
+    @property
+    def collector(self) -> Collector:
+        """Receives what guests and load generators report; started when first asked for."""
+        if self._collector is None:
+            sock = self.control.in_network(lambda: collector_socket(network.CONTROL_ADDRESS))
+            self._collector = Collector(sock)
+            self._collector.start()
+        return self._collector
+
+    def guest(
+        self, name: str, host: str = "host1", *, start: bool = True, wait: bool = False,
+        **wanted: Any,
+    ) -> Guest:  # fmt: skip
+        """A guest called ``name`` (at most 15 characters) on ``host``; keywords are GuestSpec's.
+
+        It is started unless ``start`` is false, and its workload waited for with ``wait``.
+        """
+        if self.image is None:
+            raise LabError("the laboratory is not up")
+        if name in self.guests or not name.isascii() or not 0 < len(name) < 16:
+            raise LabError(f"guest name {name!r} is taken or not 1-15 ASCII characters")
+        free = set(range(_FIRST_NUMBER, 250)) - set(self._numbers.values())
+        number = self._numbers.setdefault(name, min(free))
+        spec = GuestSpec(name=name, number=number, **wanted)
+        console = self.run_dir / f"console-{name}.log"
+        console.unlink(missing_ok=True)
+        xml = domain_xml(spec, self.image, self.acceleration, console, PORT)
+        guest = Guest(self, spec, self.hosts[host], xml, console)
+        self.guests[name] = guest
+        self._write_state()
+        if start:
+            self.collector.probe(name)
+            self._progress(f"Starting {name} ({spec.workload}) on {host}")
+            guest.start()
+            if wait:
+                guest.wait_ready()
+        return guest
+
+    def forget(self, guest: Guest) -> None:
+        """``guest`` was destroyed: its name and its number are free again."""
+        self.guests.pop(guest.name, None)
+        self._numbers.pop(guest.name, None)
+        self._write_state()
+
+    # --- what is there --------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Versions, acceleration, link, and every host's guests."""
+        hosts = {}
+        for name, host in self.hosts.items():
+            number, library = host.connection.getVersion(), host.connection.getLibVersion()
+            hosts[name] = {
+                "qemu": _version(number),
+                "libvirt": _version(library),
+                "address": host.address,
+                "uri": host.libvirt_uri(),
+                "guests": host.domains(),
+            }
+        return {
+            "release": self.release.name,
+            "acceleration": self.acceleration,
+            "link_mbit": self.link.mbit,
+            "run": str(self.run_dir),
+            "cache": str(self.cache),
+            "hosts": hosts,
+        }
+
+    @property
+    def _state_file(self) -> Path:
+        return self.run_dir / "state.json"
+
+    def _read_state(self) -> dict[str, Any] | None:
+        try:
+            state = json.loads(self._state_file.read_text())
+        except (OSError, ValueError):
+            return None
+        return state if isinstance(state, dict) and "token" in state else None
+
+    def _write_state(self) -> None:
+        if not self._token:
+            return
+        owner = {"pid": os.getpid(), "started": processes.started_at(os.getpid())}
+        state: dict[str, Any] = {
+            "token": self._token,
+            "owner": None if self._keep else owner,
+            "release": self.release.name,
+            "link_mbit": self.link.mbit,
+            "numbers": self._numbers,
+            "since": time.time(),
+        }
+        if self.control.pid:
+            holders = (self.control, *(host.holder for host in self.hosts.values()))
+            state["holders"] = {holder.name: holder.describe() for holder in holders}
+        partial = self._state_file.with_suffix(".new")
+        partial.write_text(json.dumps(state, indent=1))
+        partial.rename(self._state_file)
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def _raise_exit(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _quiet(_: object, error: object) -> None:
+    """libvirt prints every error to stderr unless told not to; they are raised as well."""
+
+
+libvirt.registerErrorHandler(_quiet, None)
