@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nova_enlightened import exception
@@ -23,24 +23,29 @@ from nova_enlightened.transfer.spec import RelaySpec
 ENTRY = (sys.executable, "-m", "nova_enlightened.cmd.relay", "run")
 
 
+Seen = Callable[[str], pathlib.Path]
+"""Where a path of the relay's host is seen from here; differs where that is another namespace."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RunningRelay:
     """A relay process, known by its run directory."""
 
     spec: RelaySpec
     pid: int
+    seen: Seen = pathlib.Path
 
     def state(self) -> dict[str, Any]:
         """What the relay last wrote of itself; empty before it first did."""
         try:
-            state: dict[str, Any] = json.loads(pathlib.Path(self.spec.state).read_text())
+            state: dict[str, Any] = json.loads(self.seen(self.spec.state).read_text())
         except (FileNotFoundError, ValueError):
             return {}
         return state
 
     def know(self, snapshot: str) -> None:
         """Hand over newer guest knowledge, a file path. :raises RelayGone: it has ended."""
-        control.ask(self.spec.control, "know", snapshot=snapshot)
+        control.ask(str(self.seen(self.spec.control)), "know", snapshot=snapshot)
 
     def stop(self) -> None:
         """End the relay, which breaks a migration that still needs it."""
@@ -67,7 +72,10 @@ def listen_link(host: str, port: int) -> socket.socket:
 
 
 def start(
-    spec: RelaySpec, listener: socket.socket, prefix: Sequence[str] = ()
+    spec: RelaySpec,
+    listener: socket.socket,
+    prefix: Sequence[str] = (),
+    seen: Seen = pathlib.Path,
 ) -> RunningRelay:
     """Start a relay that outlives this process.
 
@@ -76,9 +84,10 @@ def start(
     :param prefix: command put before the relay's own, to enter another namespace.
     :raises RelayError: the relay could not be started.
     """
-    path = spec.save()
-    log = pathlib.Path(spec.run_directory, "relay.log")
-    command = [*prefix, *ENTRY, path, "--listener", str(listener.fileno())]
+    directory = seen(spec.run_directory)
+    spec.save(directory)
+    log = directory / "relay.log"
+    command = [*prefix, *ENTRY, spec.path, "--listener", str(listener.fileno())]
     try:
         with listener, log.open("ab") as output:
             process = subprocess.Popen(
@@ -91,7 +100,7 @@ def start(
             )
     except OSError as error:
         raise exception.RelayError(f"relay did not start: {error}") from error
-    return RunningRelay(spec, process.pid)
+    return RunningRelay(spec, process.pid, seen)
 
 
 def running(parent: str) -> Iterator[RunningRelay]:

@@ -149,7 +149,8 @@ class LinkSession:
         for channel, outlet in self._outlets.items():
             self.bytes_repeated += outlet.resume(peer.received.get(channel, 0))
         for inlet in self._inlets.values():
-            inlet.acknowledged = -1  # an ACK may have been lost with the old connection
+            if inlet.delivered:  # else the peer may not know the channel yet
+                inlet.acknowledged = -1  # an ACK may have been lost with the old connection
         self._limit.restart(now)
         self._queue_acks()
 

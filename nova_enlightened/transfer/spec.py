@@ -62,6 +62,11 @@ class RelaySpec:
             raise exception.ConfigError("relay secret is shorter than 16 bytes")
 
     @property
+    def path(self) -> str:
+        """The specification itself."""
+        return os.path.join(self.run_directory, "spec.json")
+
+    @property
     def control(self) -> str:
         """The relay's control socket."""
         return os.path.join(self.run_directory, "control.sock")
@@ -89,11 +94,10 @@ class RelaySpec:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise exception.ConfigError(f"relay specification: {error}") from error
 
-    def save(self) -> str:
-        """Write to the run directory, readable by the owner only; answer the path."""
-        path = pathlib.Path(self.run_directory, "spec.json")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def save(self, directory: pathlib.Path) -> None:
+        """Write to the run directory (as seen from here), readable by the owner only."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = directory / os.path.basename(self.path)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(self.to_json())
-        return str(path)

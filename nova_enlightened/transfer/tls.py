@@ -40,6 +40,12 @@ class Transport(Protocol):
         """Go on with what has to come before data; return the selector events waited for,
         0 when it is done."""
 
+    def verify(self) -> None:
+        """Find out whether the peer is the host it should be.
+
+        :raises PeerRefused: it is not.
+        """
+
     def read_into(self, buffer: memoryview) -> int | None:
         """Return the bytes read, 0 at the end of the stream, None when there is nothing now."""
 
@@ -72,6 +78,9 @@ class PlainTransport:
     def handshake(self) -> int:
         """Nothing has to come before data."""
         return 0
+
+    def verify(self) -> None:
+        """Nothing is known of the host: the link's own handshake has to do."""
 
     def read_into(self, buffer: memoryview) -> int | None:
         """See :class:`Transport`."""
@@ -127,19 +136,19 @@ class TlsTransport:
         return self._socket.fileno()
 
     def handshake(self) -> int:
-        """See :class:`Transport`.
-
-        :raises PeerRefused: the peer's certificate is for another host.
-        """
+        """See :class:`Transport`."""
         try:
             self._socket.do_handshake()
         except ssl.SSLWantReadError:
             return selectors.EVENT_READ
         except ssl.SSLWantWriteError:
             return selectors.EVENT_WRITE
+        return 0
+
+    def verify(self) -> None:
+        """See :class:`Transport`. A client's TLS has done it already."""
         if self._server and self._peer_name is not None:
             check_certificate(self._socket.getpeercert() or {}, self._peer_name)
-        return 0
 
     def read_into(self, buffer: memoryview) -> int | None:
         """See :class:`Transport`. Several records are read in one turn."""

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nova-enlightened-relay``: run one relay, or look after those that run."""
+
+import argparse
+import json
+import logging
+import pathlib
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from nova_enlightened import exception
+from nova_enlightened.transfer.spec import RelaySpec
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nova-enlightened-relay",
+        description="Carry one migration between two hosts and order its pages.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="be the relay of a specification, until it is done")
+    run.add_argument("spec", help="JSON file, see nova_enlightened.transfer.spec")
+    run.add_argument(
+        "--listener", type=int, metavar="FD", help="inherited listening socket (else bind here)"
+    )
+    status = commands.add_parser("status", help="print the state of running relays as JSON")
+    status.add_argument("directory", help="directory that holds the relays' run directories")
+    stop = commands.add_parser(
+        "stop", help="end a relay; a migration that still needs it is interrupted"
+    )
+    stop.add_argument("directory", help="directory that holds the relays' run directories")
+    stop.add_argument("migration", help="UUID of the migration")
+    return parser
+
+
+def _run(spec_path: str, descriptor: int | None) -> int:
+    # Imported here so that "status" and "--help" do not pay for numpy.
+    from nova_enlightened.transfer.destination import DestinationRelay
+    from nova_enlightened.transfer.source import SourceRelay
+
+    spec = RelaySpec.from_json(pathlib.Path(spec_path).read_text())
+    listener = socket.socket(fileno=descriptor) if descriptor is not None else None
+    relay = (SourceRelay if spec.role == "source" else DestinationRelay)(spec, listener)
+    signal.signal(signal.SIGTERM, lambda *_: relay.request_stop("stopped by a signal"))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return relay.run()
+
+
+def _status(directory: str) -> int:
+    from nova_enlightened.host import relays
+
+    print(json.dumps([relay.state() for relay in relays.running(directory)], indent=2))
+    return 0
+
+
+def _stop(directory: str, migration: str) -> int:
+    from nova_enlightened.host import relays
+
+    found = [r for r in relays.running(directory) if r.spec.migration == migration]
+    for relay in found:
+        relay.stop()
+    if not found:
+        print(f"no relay of migration {migration} runs under {directory}", file=sys.stderr)
+    return 0 if found else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"
+    )
+    try:
+        if arguments.command == "run":
+            return _run(arguments.spec, arguments.listener)
+        if arguments.command == "status":
+            return _status(arguments.directory)
+        return _stop(arguments.directory, arguments.migration)
+    except exception.EnlightenedError as error:
+        print(f"nova-enlightened-relay: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

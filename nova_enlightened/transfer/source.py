@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The relay beside the sending QEMU: it observes, and puts requests into the return path."""
+
+import logging
+import pathlib
+import selectors
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from nova_enlightened import exception
+from nova_enlightened.plan.window import WindowLimits
+from nova_enlightened.stream.link_state import Role
+from nova_enlightened.transfer.ordering import OrderedMigration, Phase
+from nova_enlightened.transfer.planning import Planner
+from nova_enlightened.transfer.relay import MAIN, SMALL_READ, Relay
+from nova_enlightened.transfer.spec import RelaySpec
+
+LOG = logging.getLogger(__name__)
+
+
+class SourceRelay(Relay):
+    """Accepts QEMU's channels on ``migrate_uri`` and orders the pages."""
+
+    role = Role.SOURCE
+
+    def __init__(self, spec: RelaySpec, listener: socket.socket | None) -> None:
+        super().__init__(spec, listener)
+        floor = min(WindowLimits().floor, spec.window)
+        cap = max(WindowLimits().cap, spec.window)
+        self._ordered = OrderedMigration(WindowLimits(floor, spec.window, cap))
+        self._planner = Planner(spec.policy, spec.layout, self.wake)
+        self._knowledge = spec.knowledge
+        self._plan_error: str | None = None
+
+    def _open(self) -> None:
+        super()._open()
+        if self._listener is None:
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.bind(self.spec.socket)
+            self._listener.listen(4)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def _close(self) -> None:
+        self._write_trace()
+        self._planner.close()
+        super()._close()
+        if self._listener is not None:
+            self._listener.close()
+        pathlib.Path(self.spec.socket).unlink(missing_ok=True)
+
+    def _accept(self, _ready: int) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        number = len(self._channels)
+        self._link.send_open(number, urgent=number != MAIN)
+        self._add_channel(number, sock)
+
+    def _outgoing(self, channel: int, data: memoryview) -> None:
+        try:
+            self._ordered.forward(channel, data, time.monotonic())
+        except exception.StreamError as error:
+            self._refuse_stream(error)
+
+    def _outgoing_ended(self, channel: int) -> None:
+        try:
+            self._ordered.forward_ended(channel)
+        except exception.StreamError as error:
+            LOG.warning("QEMU ended its stream early: %s", error)
+            self._fail(str(error))
+
+    def _incoming(self, channel: int, data: memoryview) -> bytes | memoryview:
+        if channel != MAIN:
+            return data
+        try:
+            return self._ordered.back(data, time.monotonic())
+        except exception.ReturnPathError as error:
+            self._refuse_stream(error)
+            return b""
+
+    def _refuse_stream(self, error: exception.StreamError) -> None:
+        """Impossible lengths: carrying on would feed QEMU nonsense."""
+        self._fail(str(error))
+        self.request_stop(str(error))
+
+    def _work(self, now: float) -> None:
+        self._plan()
+        main = self._channels.get(MAIN)
+        if main is not None and self._link.can_send(MAIN) >= SMALL_READ:
+            requests = self._ordered.inject(now)
+            if requests:
+                main.write(requests)
+
+    def _plan(self) -> None:
+        if self._knowledge is not None and self._ordered.space is not None:
+            self._planner.plan(self._knowledge, self._ordered.space)
+            self._knowledge = None
+        try:
+            plan = self._planner.result()
+            if plan is not None:
+                self._ordered.adopt(plan, time.monotonic())
+        except Exception as error:  # a policy is a plugin: whatever it raises, QEMU's order stays
+            self._plan_error = f"{type(error).__name__}: {error}"
+            LOG.warning("No plan, QEMU's own order stays: %s", self._plan_error)
+
+    def _calls(self) -> dict[str, Any]:
+        return {**super()._calls(), "know": self._know}
+
+    def _know(self, snapshot: str) -> dict[str, Any]:
+        self._knowledge = snapshot
+        return {"phase": self._ordered.phase.value}
+
+    def _facts(self) -> Mapping[str, Any]:
+        return {
+            **self._ordered.statistics(),
+            "plan_error": self._plan_error,
+            "ordering": self._ordered.phase is not Phase.OPAQUE and self._plan_error is None,
+        }
+
+    def _write_trace(self) -> None:
+        trace = self._ordered.trace(None)
+        if trace is not None:
+            pathlib.Path(self.spec.trace).write_bytes(trace.encode())
