@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The in-guest agent: standard library only, one file to copy into a guest."""
+"""The in-guest agent: standard library only, packed into one file to copy into a guest."""

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent inside a guest: tells the host which pages are in use, when it is asked to.
+
+It listens on a virtio-serial port. *Armed*, it samples the busy processes within a CPU budget
+and sends a snapshot after each sample; it stops by itself when its lease runs out. *Asked*, it
+answers from what it has. Needs root (frame numbers are hidden from others), Python 3.6 or
+later, and nothing else. It never reads the contents of memory.
+"""
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import select
+import signal
+import sys
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from nova_enlightened.guest import wire
+from nova_enlightened.guest.proc import Proc
+from nova_enlightened.guest.sampler import Budget, Sampler
+from nova_enlightened.guest.sources import offered
+
+VERSION = "1.0"
+PORT = "/dev/virtio-ports/" + wire.PORT_NAME
+MOST_DESCRIBED = 192 << 20
+"""Frames told of in a snapshot, 768 GiB: what a host takes in one."""
+FIRST_SAMPLE_S = 0.5
+"""The first sample after arming is short: a host may decide to evict at any time."""
+FRESH_S = 1.0
+"""A snapshot younger than this is sent again rather than made again."""
+UNUSED_POLL_S = 0.5
+"""How often to look whether a host has come, while there is none."""
+DEFAULTS = {"interval_s": 1.0, "max_s": 300.0, "cpu_limit": 0.03}
+BOUNDS = {"interval_s": (0.1, 60.0), "max_s": (1.0, 3600.0), "cpu_limit": (0.001, 0.5)}
+
+Said = Dict[str, Any]
+
+
+class Agent:
+    """What the agent knows and does; `Port` is how it is reached."""
+
+    def __init__(self, proc: Proc, sysfs: str = "/sys") -> None:
+        self._proc = proc
+        self._frames = proc.frames()
+        self._sources = offered(proc, self._frames, sysfs)
+        self._settings = dict(DEFAULTS)
+        self._sampler: Optional[Sampler] = None
+        self._budget = Budget(DEFAULTS["cpu_limit"], time.monotonic())
+        self._until = 0.0
+        self._due = 0.0
+        self._snapshot = b""
+        self._snapshot_at = 0.0
+        self._trouble = ""
+        self._answers: Dict[int, Callable[[Said], Tuple[int, Said]]] = {
+            wire.HELLO: self._hello,
+            wire.ARM: self._arm,
+            wire.DISARM: self._disarm,
+            wire.STATUS: self._status,
+        }
+
+    def answer(self, kind: int, request: int, payload: bytes) -> bytes:
+        """The frame to send for a request; nothing for what needs no answer."""
+        try:
+            if kind == wire.ASK:
+                return wire.frame(wire.SNAPSHOT, self._recent(), request, compressed=True)
+            if kind == wire.PING:
+                return wire.frame(wire.PONG, payload, request)
+            if kind not in self._answers:
+                return b""
+            said = json.loads(payload.decode("utf-8")) if payload else {}
+            reply, body = self._answers[kind](said if isinstance(said, dict) else {})
+        except (OSError, ValueError, RecursionError) as error:
+            reply, body = wire.ERROR, {"error": "%s: %s" % (type(error).__name__, error)}
+        return wire.frame(reply, json.dumps(body).encode("utf-8"), request)
+
+    def tick(self, now: float) -> bytes:
+        """Do what is due. Returns a frame to push, or nothing."""
+        if self._sampler is None or now < min(self._due, self._until):
+            return b""
+        if now >= self._until:
+            self.stop()
+            return b""
+        try:
+            self._take_sample(now)
+        except OSError as error:
+            self._give_up(error)
+            return b""
+        return wire.frame(wire.SNAPSHOT, self._snapshot, compressed=True)
+
+    def timeout(self, now: float) -> Optional[float]:
+        """Seconds until `tick` has something to do; None for never."""
+        return max(0.0, min(self._due, self._until) - now) if self._sampler else None
+
+    def stop(self) -> None:
+        """Stop sampling and leave the guest as it was. Harmless when not armed."""
+        if self._sampler is not None:
+            self._sampler.stop()
+            self._sampler = None
+            self._snapshot = b""
+
+    def _take_sample(self, now: float) -> None:
+        assert self._sampler is not None
+        began = time.process_time()
+        elsewhere = self._sampler.sample(now)
+        self._snapshot = wire.compress(self._parts(now))
+        self._snapshot_at = now
+        self._budget.spend(time.process_time() - began + elsewhere, now)
+        self._due = now + max(self._settings["interval_s"], self._budget.wait(now))
+
+    def _recent(self) -> bytes:
+        """A snapshot of now, or nearly."""
+        now = time.monotonic()
+        if self._sampler is None:
+            return wire.compress(self._parts(now))
+        if not self._snapshot or now - self._snapshot_at > FRESH_S:
+            self._take_sample(now)
+        return self._snapshot
+
+    def _parts(self, now: float) -> Iterator[bytes]:
+        """A snapshot, uncompressed; its format is told in nova_enlightened.knowledge.snapshot."""
+        sampler = self._sampler
+        name = self._sources[0].name.encode() if sampler else b"page-flags"
+        bitmaps = sampler.bitmaps if sampler else []
+        watched = sorted(sampler.watched.values(), key=lambda w: -w.cpu) if sampler else []
+        described = min(self._frames, MOST_DESCRIBED)
+        yield wire.SNAPSHOT_HEAD.pack(
+            wire.SNAPSHOT_MAGIC,
+            wire.SNAPSHOT_VERSION,
+            min(sampler.samples, 0xFFFF) if sampler else 0,
+            now,
+            self._frames,
+            described,
+            len(watched),
+            len(bitmaps),
+            0,
+            len(name),
+        )
+        yield name
+        for evidence in self._proc.evidence(described):
+            described -= len(evidence)
+            yield evidence
+        yield bytes(described)  # memory that was taken out meanwhile
+        for bitmap in bitmaps:
+            yield bitmap
+        for process in watched:
+            for part in process.parts():
+                yield part
+
+    def _hello(self, said: Said) -> Tuple[int, Said]:
+        return wire.HELLO, {
+            "agent": VERSION,
+            "protocol": wire.PROTOCOL,
+            "kernel": os.uname().release,
+            "frames": self._frames,
+            "sources": [source.name for source in self._sources],
+            "source": self._sources[0].name,
+        }
+
+    def _arm(self, said: Said) -> Tuple[int, Said]:
+        now = time.monotonic()
+        for name, (low, high) in BOUNDS.items():
+            self._settings[name] = min(high, max(low, float(said.get(name, DEFAULTS[name]))))
+        self._until = now + self._settings["max_s"]
+        self._budget.share = self._settings["cpu_limit"]
+        if self._sampler is None:
+            self._frames = self._proc.frames()  # memory may have been added
+            began = time.process_time()
+            self._sampler = Sampler(self._proc, self._sources[0], self._frames, now)
+            self._budget.spend(time.process_time() - began, now)
+            self._due = now + min(FIRST_SAMPLE_S, self._settings["interval_s"])
+        return wire.ARMED, dict(self._settings, source=self._sources[0].name)
+
+    def _disarm(self, said: Said) -> Tuple[int, Said]:
+        self.stop()
+        return self._status(said)
+
+    def _status(self, said: Said) -> Tuple[int, Said]:
+        now = time.monotonic()
+        sampler = self._sampler
+        return wire.STATUS, {
+            "armed": sampler is not None,
+            "source": self._sources[0].name,
+            "samples": sampler.samples if sampler else 0,
+            "watched": len(sampler.watched) if sampler else 0,
+            "skipped": sampler.skipped if sampler else 0,
+            "next_s": round(self.timeout(now) or 0.0, 3),
+            "lease_s": round(max(0.0, self._until - now), 3) if sampler else 0,
+            "fault_us": round(self._sources[0].fault_s * 1e6, 3),
+            "spent_s": round(self._budget.spent, 6),
+            "cpu_s": round(time.process_time(), 6),
+            "trouble": self._trouble,
+        }
+
+    def _give_up(self, error: OSError) -> None:
+        """The source does not work after all: go on with the next best."""
+        self._trouble = "%s: %s" % (self._sources[0].name, error)
+        log(self._trouble)
+        self.stop()
+        if len(self._sources) > 1:
+            del self._sources[0]
+            left = self._until - time.monotonic()
+            self._arm(dict(self._settings, max_s=left))
+
+
+class Port:
+    """The virtio-serial port, without waiting for whoever is behind it."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._requests = wire.Requests()
+        self._sending = b""
+        self._answers: List[bytes] = []
+        self._push = b""
+
+    def push(self, frame: bytes) -> None:
+        """Send when there is room; a newer push takes an older one's place."""
+        self._push = frame
+
+    def answer(self, frame: bytes) -> None:
+        """Send before any push."""
+        self._answers.append(frame)
+
+    def wait(self, timeout: Optional[float]) -> List[wire.Request]:
+        """Send what can be sent; return the requests that come within `timeout` seconds."""
+        wanted = bool(self._sending or self._answers or self._push)
+        self._poll.register(self._descriptor, select.POLLIN | (select.POLLOUT if wanted else 0))
+        ready = self._poll.poll(None if timeout is None else int(timeout * 1000) + 1)
+        events = ready[0][1] if ready else 0
+        if events & select.POLLOUT:
+            self._write()
+        data = self._read() if events & select.POLLIN else b""
+        if data:
+            return self._requests.receive(data)
+        if events & (select.POLLHUP | select.POLLERR) or (data is None):
+            self._abandon()
+            time.sleep(min(UNUSED_POLL_S, UNUSED_POLL_S if timeout is None else timeout))
+        return []
+
+    def _read(self) -> Optional[bytes]:
+        """What there is; None when nobody is connected."""
+        try:
+            return os.read(self._descriptor, wire.MAX_REQUEST) or None
+        except BlockingIOError:
+            return b""
+
+    def _write(self) -> None:
+        if not self._sending:
+            if self._answers:
+                self._sending = self._answers.pop(0)
+            else:
+                self._sending, self._push = self._push, b""
+        try:
+            sent = os.write(self._descriptor, self._sending[: 1 << 15])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ENODEV):
+                raise
+            return self._abandon()
+        self._sending = self._sending[sent:]
+
+    def _abandon(self) -> None:
+        """Nobody listens: what was meant for the last host is not for the next."""
+        self._requests = wire.Requests()
+        self._sending = self._push = b""
+        del self._answers[:]
+
+
+def find_port(path: str) -> Optional[str]:
+    """The port's device, by udev's name for it or else by asking sysfs."""
+    if os.path.exists(path):
+        return path
+    ports = "/sys/class/virtio-ports"
+    for name in sorted(os.listdir(ports)) if os.path.isdir(ports) else []:
+        with contextlib.suppress(OSError):
+            with open(os.path.join(ports, name, "name")) as file:
+                if file.read().strip() == os.path.basename(path):
+                    return os.path.join("/dev", name)
+    return None
+
+
+def serve(agent: Agent, port: Port) -> None:
+    """Answer and sample, for ever."""
+    while True:
+        for request in port.wait(agent.timeout(time.monotonic())):
+            port.answer(agent.answer(*request))
+        pushed = agent.tick(time.monotonic())
+        if pushed:
+            port.push(pushed)
+
+
+def log(message: str) -> None:
+    """To the journal."""
+    sys.stderr.write("nova-enlightened-guest: %s\n" % message)
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Run until terminated."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--port", default=PORT, help="the virtio-serial port's device")
+    parser.add_argument("--check", action="store_true", help="say what this kernel offers, exit")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    try:
+        agent = Agent(Proc())
+    except OSError as error:
+        log("cannot read page flags (is this root?): %s" % error)
+        return 1
+    if options.check:
+        _, said = agent._hello({})
+        print(json.dumps(said))
+        return 0
+    path = find_port(options.port)
+    while path is None:
+        time.sleep(5.0)
+        path = find_port(options.port)
+    port = Port(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+    try:
+        serve(agent, port)
+    finally:
+        agent.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
