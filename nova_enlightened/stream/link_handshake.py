@@ -54,30 +54,28 @@ class LinkIdentity:
     :param role: which of the two this is.
     :param migration: the migration's id, at most 64 characters.
     :param secret: at least 16 random bytes, used for this migration only.
-    :param instance: a random name of this process: what a process has received dies with it.
     :raises LinkProtocolError: the secret is too short or the id too long.
     """
 
     role: Role
     migration: str
     secret: bytes
-    instance: str
 
     def __post_init__(self) -> None:
         if len(self.secret) < MIN_SECRET:
             raise LinkProtocolError(f"a link secret has at least {MIN_SECRET} bytes")
-        if not 0 < len(self.migration) <= 64 or not 0 < len(self.instance) <= 64:
-            raise LinkProtocolError("migration and instance names have 1 to 64 characters")
+        if not 0 < len(self.migration) <= 64:
+            raise LinkProtocolError("a migration's id has 1 to 64 characters")
 
     def __repr__(self) -> str:  # the secret stays out of logs
-        return f"LinkIdentity({self.role}, {self.migration}, {self.instance})"
+        return f"LinkIdentity({self.role}, {self.migration})"
 
 
 @dataclass(frozen=True)
 class Offer:
     """Where a side stands when a connection is made.
 
-    :param instance: the process's name.
+    :param instance: a random name of this process; what it has received dies with it.
     :param window: bytes it will hold for its QEMU sockets at most.
     :param received: channel number -> first sequence number it has not received.
     """
