@@ -2,6 +2,7 @@
 """``nova-enlightened-relay``: run one relay, or look after those that run."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import pathlib
@@ -25,6 +26,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--listener", type=int, metavar="FD", help="inherited listening socket (else bind here)"
     )
+    commands.add_parser(
+        "start",
+        help="start a relay that goes on by itself; its specification is read from standard "
+        "input, its process and port are printed as JSON",
+    )
     status = commands.add_parser("status", help="print the state of running relays as JSON")
     status.add_argument("directory", help="directory that holds the relays' run directories")
     stop = commands.add_parser(
@@ -46,6 +52,20 @@ def _run(spec_path: str, descriptor: int | None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: relay.request_stop("stopped by a signal"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return relay.run()
+
+
+def _start() -> int:
+    from nova_enlightened.host import relays
+
+    spec = RelaySpec.from_json(sys.stdin.read())
+    if spec.role == "source":
+        listener = relays.listen_unix(spec.socket)
+    else:
+        listener = relays.listen_link(spec.link_host, spec.link_port)
+        spec = dataclasses.replace(spec, link_port=listener.getsockname()[1])
+    relay = relays.start(spec, listener)
+    print(json.dumps({"pid": relay.pid, "link_port": spec.link_port}))
+    return 0
 
 
 def _status(directory: str) -> int:
@@ -75,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "run":
             return _run(arguments.spec, arguments.listener)
+        if arguments.command == "start":
+            return _start()
         if arguments.command == "status":
             return _status(arguments.directory)
         return _stop(arguments.directory, arguments.migration)

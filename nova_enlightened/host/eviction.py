@@ -9,7 +9,8 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import libvirt
 
@@ -19,6 +20,7 @@ LOG = logging.getLogger(__name__)
 
 SWITCH_RETRY_S = 0.01
 SWITCH_TIMEOUT_S = 30.0
+GUARD_INTERVAL_S = 0.25
 
 BACKGROUND_MIB_S = 1
 """Rate of QEMU's own background scan while a relay requests the pages, the least libvirt can set.
@@ -73,18 +75,24 @@ class EvictionTimes:
 
 
 class Eviction:
-    """Moves one domain along a route; :meth:`run` blocks until libvirt has ended it."""
+    """Moves one domain along a route; :meth:`run` blocks until libvirt has ended it.
+
+    :param relay_state: answers the source relay's state (``RunningRelay.state``). While it
+        orders the pages QEMU's own scan is held back; when it no longer can, the scan is let go.
+    """
 
     def __init__(
         self,
         domain: libvirt.virDomain,
         route: Route,
         *,
+        relay_state: Callable[[], Mapping[str, Any]] = dict,
         on_switch: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._domain = domain
         self._route = route
+        self._relay_state = relay_state
         self._on_switch = on_switch
         self._clock = clock
         self._ended = threading.Event()
@@ -116,8 +124,14 @@ class Eviction:
                 switcher.join()
         return self.times
 
-    def release_background(self) -> None:
-        """Give QEMU's own scan full speed: for when a relay can no longer request pages."""
+    def _guard(self) -> None:
+        """Give QEMU's own scan full speed as soon as the relay cannot request pages."""
+        while not self._ended.wait(GUARD_INTERVAL_S):
+            if self._relay_state().get("ordering") is False:
+                self._release_background()
+                return
+
+    def _release_background(self) -> None:
         try:
             self._domain.migrateSetMaxSpeed(0, libvirt.VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY)
         except libvirt.libvirtError as error:
@@ -140,6 +154,8 @@ class Eviction:
                 continue
             self.times.switch_accepted = self._clock()
             self._on_switch()
+            if self._route.ordered:
+                self._guard()
             return
         if not self._ended.is_set():
             LOG.warning(
