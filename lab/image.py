@@ -63,14 +63,25 @@ MASKED = (
     "ldconfig.service",
     "logrotate.timer",
     "modprobe@.service",
+    "proc-sys-fs-binfmt_misc.automount",
     "redis-server.service",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-config.mount",
     "sys-kernel-debug.mount",
     "sys-kernel-tracing.mount",
+    "systemd-ask-password-console.path",
+    "systemd-ask-password-wall.path",
     "systemd-binfmt.service",
+    "systemd-firstboot.service",
     "systemd-hwdb-update.service",
     "systemd-journal-catalog-update.service",
     "systemd-journal-flush.service",
+    "systemd-journald-audit.socket",
+    "systemd-journald-dev-log.socket",
+    "systemd-journald.service",
+    "systemd-journald.socket",
     "systemd-machine-id-commit.service",
+    "systemd-modules-load.service",
     "systemd-network-generator.service",
     "systemd-pcrphase-initrd.service",
     "systemd-pcrphase-sysinit.service",
@@ -78,16 +89,22 @@ MASKED = (
     "systemd-pstore.service",
     "systemd-random-seed.service",
     "systemd-remount-fs.service",
+    "systemd-repart.service",
+    "systemd-sysctl.service",
     "systemd-sysext.service",
     "systemd-sysusers.service",
     "systemd-timesyncd.service",
     "systemd-tmpfiles-clean.timer",
+    "systemd-tmpfiles-setup-dev.service",
+    "systemd-tmpfiles-setup.service",
+    "systemd-udev-trigger.service",
     "systemd-update-done.service",
     "systemd-update-utmp.service",
 )
 REMOVED = ("boot", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info",
            "usr/share/bash-completion", "var/cache/apt", "var/lib/apt/lists", "usr/share/i18n",
-           "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin")  # fmt: skip
+           "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin",
+           "usr/lib/systemd/system-generators", "usr/lib/systemd/system-environment-generators")  # fmt: skip
 
 Progress = Callable[[str], None]
 _HERE = Path(__file__).resolve().parent / "guest"
@@ -209,9 +226,10 @@ def _trim(root: Path, version: str) -> None:
     (units / "default.target").symlink_to("/usr/lib/systemd/system/lab.target")
     (root / "etc/machine-id").write_text("0" * 31 + "1\n")
     (root / "etc/fstab").write_text("")
-    journal = root / "etc/systemd/journald.conf.d"
-    journal.mkdir(parents=True, exist_ok=True)
-    (journal / "lab.conf").write_text("[Journal]\nStorage=volatile\nRuntimeMaxUse=4M\nAudit=no\n")
+    # No journal: what units write is on the console, and so in a file of the host.
+    (root / "etc/systemd/system.conf").write_text(
+        "[Manager]\nDefaultStandardOutput=tty\nDefaultStandardError=tty\n"
+    )
 
 
 def _make_ext4(root: Path, image: Path) -> None:
@@ -266,8 +284,9 @@ def _fill_initrd(tree: Path, base: Path, agent: list[tuple[Path, Path]]) -> None
     shutil.copy(_HERE / "workload.sh", programs)
     units = files / "etc/systemd/system"
     shutil.copy(_HERE / "lab.target", units)
-    shutil.copy(_HERE / "lab-workload.service", units)
-    wanted = ["lab-workload.service"]
+    wanted = ["lab-channels.service", "lab-workload.service"]
+    for name in wanted:
+        shutil.copy(_HERE / name, units)
     for name, path in agent:
         at = files / name
         at.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@
  *   heap        the same, but the hot pages are one virtual range: only physically scattered
  *   contiguous  the hot range is 2 MiB aligned, huge pages where the kernel gives them,
  *               touched first
+ * --order random (default) or turn (ascending addresses) is the order of the writes.
  * detail in the datagram: how many physically consecutive runs the hot pages form.
  */
 #include "probe.h"
@@ -20,6 +21,7 @@ struct options {
     const char *name, *layout, *collector;
     int port;
     size_t memory, hot, freed;
+    int in_turn;
     unsigned sweep_ms;
     uint64_t seed;
 };
@@ -93,12 +95,19 @@ static uint64_t physical_runs(uint8_t **hot, size_t n)
     return runs;
 }
 
+static int by_number(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return x < y ? -1 : x > y;
+}
+
 static void fill(uint8_t *base, size_t pages, const uint32_t *order, struct probe *p)
 {
     for (size_t i = 0; i < pages; i++) {
         uint8_t *page = base + (size_t)(order ? order[i] : i) * PAGE;
+        uint64_t x = mix(i);
         for (size_t w = 0; w < PAGE; w += 8)
-            *(uint64_t *)(page + w) = mix(w + i); /* no zero page: it must cross the link */
+            *(uint64_t *)(page + w) = x += w; /* no zero page: it must cross the link */
         if (i % 64 == 0)
             probe_send(p, 0, 0, 0, 0, 0);
     }
@@ -121,7 +130,7 @@ static uint8_t **prepare(const struct options *o, struct probe *p)
 {
     size_t total = o->memory * MIB / PAGE, hot_pages = o->hot * MIB / PAGE;
     uint8_t **hot = malloc(hot_pages * sizeof *hot);
-    uint32_t *turn = numbers(hot_pages, o->seed + 1), *pick = NULL;
+    uint32_t *turn = numbers(hot_pages, o->in_turn ? 0 : o->seed + 1), *pick = NULL;
     uint8_t *base;
     if (!hot)
         die("malloc");
@@ -135,8 +144,10 @@ static uint8_t **prepare(const struct options *o, struct probe *p)
         base = map(total * PAGE, MADV_NOHUGEPAGE);
         fill(base, total, order, p);
         free(order);
-        if (strcmp(o->layout, "scattered") == 0)
+        if (strcmp(o->layout, "scattered") == 0) {
             pick = numbers(total, o->seed + 3);
+            qsort(pick, hot_pages, sizeof *pick, by_number);
+        }
     }
     for (size_t i = 0; i < hot_pages; i++)
         hot[i] = base + (size_t)(pick ? pick[turn[i]] : turn[i]) * PAGE;
@@ -174,7 +185,7 @@ static void run(const struct options *o, struct probe *p, uint8_t **hot)
 
 int main(int argc, char **argv)
 {
-    struct options o = {"hotpages", "scattered", "127.0.0.1", 5600, 300, 64, 200, 400, 1};
+    struct options o = {"hotpages", "scattered", "127.0.0.1", 5600, 300, 64, 200, 0, 400, 1};
     for (int i = 1; i + 1 < argc; i += 2) {
         const char *k = argv[i], *v = argv[i + 1];
         if (!strcmp(k, "--name")) o.name = v;
@@ -184,6 +195,7 @@ int main(int argc, char **argv)
         else if (!strcmp(k, "--memory")) o.memory = strtoul(v, NULL, 10);
         else if (!strcmp(k, "--hot")) o.hot = strtoul(v, NULL, 10);
         else if (!strcmp(k, "--freed")) o.freed = strtoul(v, NULL, 10);
+        else if (!strcmp(k, "--order")) o.in_turn = !strcmp(v, "turn");
         else if (!strcmp(k, "--sweep")) o.sweep_ms = (unsigned)atoi(v);
         else if (!strcmp(k, "--seed")) o.seed = strtoull(v, NULL, 10);
         else { fprintf(stderr, "unknown option %s\n", k); return 2; }
