@@ -84,7 +84,8 @@ class MigrationStream:
     @property
     def complete(self) -> bool:
         """Whether the connection may end here without anything being missing."""
-        return self._grammar.state in COMPLETE and not self._tail
+        grammar = self._grammar
+        return grammar.state in COMPLETE and not self._tail and not grammar.skip
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Parse the next bytes of the stream; ``data`` may be reused afterwards.

@@ -99,5 +99,10 @@ TRANSITIONS: Final[dict[tuple[State, Input], State]] = {
     (State.PREEMPT, Input.RAM_END): State.DONE,
 }
 
-COMPLETE: Final[frozenset[State]] = frozenset({State.ENDED, State.DONE, State.OPAQUE})
-"""States in which the connection may end without anything being missing."""
+COMPLETE: Final[frozenset[State]] = frozenset(
+    {State.ENDED, State.DONE, State.OPAQUE, State.PREEMPT}
+)
+"""States in which the connection may end, between elements, without anything being missing.
+
+A preempt channel ends anywhere: only sources before 8.0 close it with an end mark.
+"""
