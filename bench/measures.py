@@ -117,11 +117,17 @@ def rate_series(
     if bool(np.any(np.diff(when) < 0)) or bool(np.any(np.diff(total) < 0)):
         raise MeasureError("sample times and counts must not fall")
     if edge is not None:
-        start += (edge - start) % bin_s
+        start = first_edge(start, edge, bin_s)
     bins = max(0, int((end - start) / bin_s + 1e-9))
     edges = start + bin_s * np.arange(bins + 1, dtype=np.float64)
     work = np.interp(edges, when, total)
     return RateSeries(start, bin_s, np.maximum(np.diff(work), 0.0) / bin_s)
+
+
+def first_edge(start: float, edge: float, bin_s: float) -> float:
+    """The first bin edge not before ``start`` when one edge lies at ``edge`` (s)."""
+    ahead = (edge - start) % bin_s
+    return start if bin_s - ahead < 1e-9 else start + ahead
 
 
 def baseline_rate(

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Migrate a guest of the laboratory by any way, and say when what happened.
+
+The times come from QEMU itself: STOP at the source is the switchover, RESUME at the
+destination is executing, each stamped by the QEMU it happened in.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import libvirt
+
+from lab import relays
+from lab.errors import LabError
+from lab.guests import Guest
+from lab.hosts import Host
+from lab.watch import Watch
+from lab.way import Migration, Way
+from nova_enlightened import exception
+from nova_enlightened.host.eviction import Eviction, Route
+from nova_enlightened.host.guest import GuestSession
+from nova_enlightened.knowledge.layout import MemoryLayout
+
+if TYPE_CHECKING:
+    from lab.laboratory import Lab
+
+ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU = 0.5, 60.0, 0.1
+_ALWAYS_PREEMPTS = 10_001_000
+_GRACE_S = 10.0
+
+
+def arm(guest: Guest, seconds: float = 20.0) -> GuestSession:
+    """Have the guest's agent sample, and wait until the first snapshot is here.
+
+    The caller closes the session. Raises LabError when none comes in time.
+    """
+    deadline = time.monotonic() + seconds
+    memory = guest.spec.memory_mib << 20
+    session = GuestSession(str(guest.channel()), memory)
+    try:
+        session.open()
+        _until_armed(session, deadline)
+        while session.latest() is None:
+            if session.failure is not None or time.monotonic() > deadline:
+                raise LabError(f"{guest.name} sent no snapshot: {session.failure or 'too late'}")
+            time.sleep(0.02)  # a session has nothing to wait on for what is pushed
+    except exception.EnlightenedError as error:
+        session.close()
+        raise LabError(f"the agent in {guest.name}: {error}") from error
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def _until_armed(session: GuestSession, deadline: float) -> None:
+    while True:
+        try:
+            session.arm(ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU, timeout=2.0)
+            return
+        except exception.GuestUnreachable:
+            if time.monotonic() > deadline:
+                raise
+
+
+def other(lab: Lab, host: Host) -> Host:
+    """The host that ``host`` is not."""
+    return next(each for each in lab.hosts.values() if each.name != host.name)
+
+
+def migrate(
+    lab: Lab,
+    guest: Guest,
+    way: Way,
+    *,
+    session: GuestSession | None = None,
+    limit_s: float = 120.0,
+    tls: Path | None = None,
+    policy: str = "heat",
+) -> Migration:
+    """Migrate to the other host and wait until the source is free.
+
+    ``session``: of ``arm``; ours without one goes in stock order. ``limit_s``: when pre-copy is
+    given up. ``tls``: the directory of ``relays.certificates``; None carries plaintext.
+    A failure is told in the answer. Raises LabError where nothing could be ordered.
+    """
+    source = guest.host
+    destination = other(lab, source)
+    if way.postcopy and way.preempt != preempts(source):
+        raise LabError(f"{source.name}'s libvirt has no way to do {way.words}")
+    dom = source.connection.lookupByName(guest.name)
+    with Watch(guest.name, (source, destination)) as watch:
+        ordered = time.monotonic()
+        pair: relays.RelayPair | None = None
+        extra: dict[str, float] = {}
+        if way.enlightened:
+            pair, extra = _start_relays(guest, source, destination, session, tls, policy)
+        route = Route(
+            control_uri=destination.libvirt_uri(remote=True),
+            migrate_uri=pair.migrate_uri if pair else None,
+            postcopy=way.postcopy,
+            ordered=pair is not None and session is not None,
+        )
+        eviction = Eviction(dom, route, relay_state=pair.source.state if pair else dict)
+        failure = _run(eviction, dom, way, limit_s, lambda: watch.at(source, "STOP"))
+        freed = None if failure else watch.wait(source, "STOPPED", _GRACE_S)
+        return Migration(
+            way=way,
+            guest=guest.name,
+            source=source.name,
+            destination=destination.name,
+            ordered=ordered,
+            prepared=watch.at(destination, "STARTED"),
+            switch_accepted=eviction.times.switch_accepted,
+            switchover=watch.at(source, "STOP"),
+            executing=watch.at(destination, "RESUME"),
+            source_freed=freed,
+            completed=eviction.times.completed,
+            extra=extra,
+            relay=_last_state(pair),
+            failure=failure,
+        )
+
+
+def _start_relays(
+    guest: Guest,
+    source: Host,
+    destination: Host,
+    session: GuestSession | None,
+    tls: Path | None,
+    policy: str,
+) -> tuple[relays.RelayPair, dict[str, float]]:
+    """Start the pair with what is known of the guest now; when each step was done."""
+    dom = source.connection.lookupByName(guest.name)
+    held = session.latest() if session is not None else None
+    known = time.monotonic()
+    pair = relays.start_pair(
+        source,
+        destination,
+        knowledge=held.knowledge if held else None,
+        layout=MemoryLayout.from_domain_xml(dom.XMLDesc()).to_dict(),
+        policy=policy,
+        tls=tls,
+    )
+    return pair, {"knowledge taken": known, "relays started": time.monotonic()}
+
+
+def _run(
+    eviction: Eviction,
+    dom: libvirt.virDomain,
+    way: Way,
+    limit_s: float,
+    switched: Callable[[], float | None],
+) -> str | None:
+    """Run it to its end or to the limit; why it failed, None if it did not."""
+    failed: list[str] = []
+
+    def run() -> None:
+        try:
+            eviction.run()
+        except exception.EnlightenedError as error:
+            failed.append(str(error))
+
+    thread = threading.Thread(target=run, name="eviction", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + limit_s
+    while thread.is_alive() and time.monotonic() < deadline:
+        thread.join(0.25)
+        if eviction.times.switch_accepted is not None and switched() is None:
+            _switch_again(dom)
+    if thread.is_alive():
+        failed.append(f"given up after {limit_s:.0f} s")
+        if not way.postcopy or eviction.times.switch_accepted is None:
+            dom.abortJob()
+        thread.join(_GRACE_S)
+    return "; ".join(failed) or None
+
+
+def _switch_again(dom: libvirt.virDomain) -> None:
+    """QEMU forgets an order to switch that it took before its migration began."""
+    try:
+        dom.migrateStartPostCopy(0)
+    except libvirt.libvirtError:
+        pass  # it has switched since, or has ended
+
+
+def _last_state(pair: relays.RelayPair | None) -> dict[str, Any]:
+    """What the source's relay says at its end; it writes that after QEMU closed."""
+    if pair is None:
+        return {}
+    deadline = time.monotonic() + 3.0
+    while time.monotonic() < deadline:
+        state = pair.source.state()
+        if state.get("phase") == "completed" or state.get("error"):
+            return state
+        time.sleep(0.05)  # the file is replaced four times a second
+    return pair.source.state()
+
+
+def preempts(host: Host) -> bool:
+    """Whether this libvirt enables QEMU's postcopy-preempt: always since 10.1, never before."""
+    return int(host.connection.getLibVersion()) >= _ALWAYS_PREEMPTS
