@@ -100,6 +100,7 @@ def start(
             )
     except OSError as error:
         raise exception.RelayError(f"relay did not start: {error}") from error
+    process.returncode = 0  # it outlives this object and is looked after by its pid
     return RunningRelay(spec, process.pid, seen)
 
 

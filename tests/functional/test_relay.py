@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two relay processes between two QEMUs that are played by this test."""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import signal
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from nova_enlightened.host import relays
+from nova_enlightened.knowledge.space import TARGET_PAGE
+from nova_enlightened.stream import encode
+from nova_enlightened.stream import events as ev
+from nova_enlightened.stream import return_path as rp
+from nova_enlightened.transfer import control
+from nova_enlightened.transfer.spec import RelaySpec
+
+TIMEOUT_S = 20.0
+PAGES = 512
+BLOCK = ev.RamBlock("pc.ram", PAGES * TARGET_PAGE, TARGET_PAGE)
+
+
+def stream_up_to_run() -> bytes:
+    return b"".join((
+        encode.header(),
+        encode.configuration(ev.Configuration("pc-i440fx-7.2")),
+        encode.postcopy_advise(),
+        encode.ram_start(2),
+        encode.block_list([BLOCK]),
+        encode.ram_end(),
+        encode.footer(2),
+        encode.ram_discard("pc.ram", [(0, PAGES * TARGET_PAGE)]),
+        encode.postcopy_package(b"device state"),
+    ))  # fmt: skip
+
+
+def received(sock: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        chunk = sock.recv(size - len(data))
+        assert chunk, f"the end after {len(data)} of {size} bytes"
+        data += chunk
+    return bytes(data)
+
+
+@dataclass
+class Played:
+    """Both QEMUs' sockets and both relays."""
+
+    source: socket.socket
+    destination: socket.socket
+    relays: tuple[relays.RunningRelay, relays.RunningRelay]
+    listener: socket.socket
+
+    def ended(self) -> list[int]:
+        """Exit statuses, once both processes are gone."""
+        return [os.waitstatus_to_exitcode(os.waitpid(relay.pid, 0)[1]) for relay in self.relays]
+
+
+def specs(directory: pathlib.Path, port: int) -> tuple[RelaySpec, RelaySpec]:
+    source = RelaySpec(
+        role="source",
+        migration=str(uuid.uuid4()),
+        run_directory=str(directory / "source"),
+        socket=str(directory / "out.sock"),
+        link_host="127.0.0.1",
+        link_port=port,
+        secret=secrets.token_hex(32),
+        tls=None,
+    )
+    return source, replace(
+        source,
+        role="destination",
+        run_directory=str(directory / "destination"),
+        socket=str(directory / "in.sock"),
+    )
+
+
+@pytest.fixture
+def played(tmp_path: pathlib.Path) -> Iterator[Played]:
+    link = relays.listen_link("127.0.0.1", 0)
+    here, there = specs(tmp_path, link.getsockname()[1])
+    with contextlib.ExitStack() as stack:
+        incoming = stack.enter_context(relays.listen_unix(there.socket))
+        incoming.settimeout(TIMEOUT_S)
+        pair = relays.start(here, relays.listen_unix(here.socket)), relays.start(there, link)
+        for relay in pair:
+            stack.callback(_end, relay.pid)
+        source = stack.enter_context(socket.socket(socket.AF_UNIX))
+        source.settimeout(TIMEOUT_S)
+        source.connect(here.socket)
+        source.sendall(stream_up_to_run())
+        destination = stack.enter_context(incoming.accept()[0])
+        destination.settimeout(TIMEOUT_S)
+        yield Played(source, destination, pair, incoming)
+
+
+def _end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_the_stream_arrives_as_it_was_sent(played: Played) -> None:
+    body = encode.ram_part(2) + encode.page_header(0, "pc.ram") + os.urandom(TARGET_PAGE)
+    for number in range(1, PAGES):
+        body += encode.page_header(number * TARGET_PAGE) + os.urandom(TARGET_PAGE)
+    # More than the link holds: nobody may write it whole before somebody reads.
+    writer = threading.Thread(target=played.source.sendall, args=(body,))
+    writer.start()
+    whole = stream_up_to_run() + body
+    assert received(played.destination, len(whole)) == whole
+    writer.join()
+
+
+def test_the_return_path_arrives_and_names_its_block(played: Played) -> None:
+    named = rp.encode_request_pages("pc.ram", 0, TARGET_PAGE)
+    short = bytes((0, 4, 0, 12)) + TARGET_PAGE.to_bytes(8, "big") + TARGET_PAGE.to_bytes(4, "big")
+    played.destination.sendall(named + short)
+    expected = named + rp.encode_request_pages("pc.ram", TARGET_PAGE, TARGET_PAGE)
+    assert received(played.source, len(expected)) == expected
+
+
+def test_a_half_close_is_carried_and_the_other_direction_goes_on(played: Played) -> None:
+    played.source.sendall(encode.ram_part(2) + encode.ram_end() + encode.footer(2) + encode.eof())
+    played.source.shutdown(socket.SHUT_WR)
+    while played.destination.recv(1 << 16):
+        pass
+    shut = bytes((0, 1, 0, 4, 0, 0, 0, 0))
+    played.destination.sendall(shut)
+    assert received(played.source, len(shut)) == shut
+    played.destination.close()
+    assert played.source.recv(1) == b""
+    played.source.close()
+    assert played.ended() == [0, 0]
+
+
+def test_a_second_channel_is_connected_for_a_second_connection(played: Played) -> None:
+    with socket.socket(socket.AF_UNIX) as second:
+        second.connect(played.relays[0].spec.socket)
+        record = encode.page_header(0, "pc.ram") + bytes(TARGET_PAGE)
+        second.sendall(record)
+        other, _ = played.listener.accept()
+        with other:
+            other.settimeout(TIMEOUT_S)
+            assert received(other, len(record)) == record
+
+
+def test_a_stream_that_breaks_off_is_an_error_that_names_the_place(played: Played) -> None:
+    played.source.sendall(encode.ram_part(2) + encode.page_header(0, "pc.ram") + b"not a whole page")
+    played.source.close()
+    while played.destination.recv(1 << 16):
+        pass
+    played.destination.close()
+    assert played.ended()[0] == 1
+    assert "byte" in played.relays[0].state()["error"]
+
+
+def test_the_state_is_readable_while_it_runs(played: Played) -> None:
+    size = len(stream_up_to_run())
+    received(played.destination, size)
+    state = control.ask(played.relays[0].spec.control, "status")
+    assert state["phase"] == "post-copy"
+    assert state["link"]["bytes_sent"] == size
+    assert state["pages"]["total"] == PAGES
+
+
+def test_an_operators_stop_breaks_both_channels(played: Played) -> None:
+    control.ask(played.relays[0].spec.control, "stop")
+    assert played.ended() == [1, 1]
+    assert "operator" in json.dumps(played.relays[0].state())
+
+
+def test_relays_that_run_are_found_by_their_directory(played: Played) -> None:
+    received(played.destination, len(stream_up_to_run()))
+    parent = os.path.dirname(played.relays[0].spec.run_directory)
+    assert {relay.pid for relay in relays.running(parent)} == {r.pid for r in played.relays}
+
+
+def test_a_stranger_on_the_link_never_reaches_qemu(tmp_path: pathlib.Path) -> None:
+    link = relays.listen_link("127.0.0.1", 0)
+    port = link.getsockname()[1]
+    _, there = specs(tmp_path, port)
+    with relays.listen_unix(there.socket) as incoming:
+        incoming.setblocking(False)
+        relay = relays.start(there, link)
+        try:
+            with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as stranger:
+                stranger.sendall(b"QEVM" + bytes(1000))
+                while stranger.recv(4096):
+                    pass
+            with pytest.raises(BlockingIOError):
+                incoming.accept()
+        finally:
+            _end(relay.pid)
