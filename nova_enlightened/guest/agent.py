@@ -30,7 +30,9 @@ MOST_DESCRIBED = 192 << 20
 FIRST_SAMPLE_S = 0.5
 """The first sample after arming is short: a host may decide to evict at any time."""
 FRESH_S = 1.0
-"""A snapshot younger than this is sent again rather than made again."""
+"""When asked with an older snapshot than this, take a sample right after answering."""
+EVIDENCE_SHARE = 3
+"""Reading what every frame is may take one part in so many of the CPU budget."""
 UNUSED_POLL_S = 0.5
 """How often to look whether a host has come, while there is none."""
 DEFAULTS = {"interval_s": 1.0, "max_s": 300.0, "cpu_limit": 0.03}
@@ -53,6 +55,8 @@ class Agent:
         self._due = 0.0
         self._snapshot = b""
         self._snapshot_at = 0.0
+        self._evidence: List[bytes] = []
+        self._evidence_due = 0.0
         self._trouble = ""
         self._answers: Dict[int, Callable[[Said], Tuple[int, Said]]] = {
             wire.HELLO: self._hello,
@@ -100,23 +104,37 @@ class Agent:
             self._sampler.stop()
             self._sampler = None
             self._snapshot = b""
+            del self._evidence[:]
 
     def _take_sample(self, now: float) -> None:
         assert self._sampler is not None
         began = time.process_time()
         elsewhere = self._sampler.sample(now)
+        self._look_at_frames(now)
         self._snapshot = wire.compress(self._parts(now))
         self._snapshot_at = now
         self._budget.spend(time.process_time() - began + elsewhere, now)
         self._due = now + max(self._settings["interval_s"], self._budget.wait(now))
 
+    def _look_at_frames(self, now: float) -> None:
+        """What every frame is: dear in a large guest, and slow to change."""
+        if self._evidence and now < self._evidence_due:
+            return
+        began = time.process_time()
+        self._evidence = list(self._proc.evidence(min(self._frames, MOST_DESCRIBED)))
+        cost = time.process_time() - began
+        self._evidence_due = now + cost * EVIDENCE_SHARE / self._budget.share
+
     def _recent(self) -> bytes:
-        """A snapshot of now, or nearly."""
+        """A snapshot from what there is. Who asks now may have decided to evict: the next
+        sample follows at once, whatever the budget says."""
         now = time.monotonic()
-        if self._sampler is None:
+        if self._sampler is None or not self._snapshot:
+            self._evidence_due = now
+            self._look_at_frames(now)
             return wire.compress(self._parts(now))
-        if not self._snapshot or now - self._snapshot_at > FRESH_S:
-            self._take_sample(now)
+        if now - self._snapshot_at > FRESH_S:
+            self._due = self._evidence_due = now
         return self._snapshot
 
     def _parts(self, now: float) -> Iterator[bytes]:
@@ -139,7 +157,7 @@ class Agent:
             len(name),
         )
         yield name
-        for evidence in self._proc.evidence(described):
+        for evidence in self._evidence:
             described -= len(evidence)
             yield evidence
         yield bytes(described)  # memory that was taken out meanwhile
@@ -216,6 +234,12 @@ class Port:
         self._sending = b""
         self._answers: List[bytes] = []
         self._push = b""
+        self._is_answer = False
+
+    @property
+    def answering(self) -> bool:
+        """An answer has not gone out yet."""
+        return bool(self._answers or self._is_answer)
 
     def push(self, frame: bytes) -> None:
         """Send when there is room; a newer push takes an older one's place."""
@@ -250,6 +274,7 @@ class Port:
 
     def _write(self) -> None:
         if not self._sending:
+            self._is_answer = bool(self._answers)
             if self._answers:
                 self._sending = self._answers.pop(0)
             else:
@@ -263,11 +288,13 @@ class Port:
                 raise
             return self._abandon()
         self._sending = self._sending[sent:]
+        self._is_answer = self._is_answer and bool(self._sending)
 
     def _abandon(self) -> None:
         """Nobody listens: what was meant for the last host is not for the next."""
         self._requests = wire.Requests()
         self._sending = self._push = b""
+        self._is_answer = False
         del self._answers[:]
 
 
@@ -289,9 +316,10 @@ def serve(agent: Agent, port: Port) -> None:
     while True:
         for request in port.wait(agent.timeout(time.monotonic())):
             port.answer(agent.answer(*request))
-        pushed = agent.tick(time.monotonic())
-        if pushed:
-            port.push(pushed)
+        if not port.answering:  # a sample takes a while, and somebody waits
+            pushed = agent.tick(time.monotonic())
+            if pushed:
+                port.push(pushed)
 
 
 def log(message: str) -> None:
