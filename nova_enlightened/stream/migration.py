@@ -93,11 +93,13 @@ class MigrationStream:
         Costs about 10 microseconds per MiB of pages plus one for each short run of records.
         After an error the data is ignored.
         """
-        with memoryview(data) as whole, whole.cast("B") as view:
-            position, end = 0, len(view)
-            while position < end and self._error is None:
-                position += self._step(view, position, end)
-            self._grammar.flush_pages()
+        view = memoryview(data)
+        if view.format != "B":
+            view = view.cast("B")
+        position, end = 0, len(view)
+        while position < end and self._error is None:
+            position += self._step(view, position, end)
+        self._grammar.flush_pages()
 
     def next_event(self) -> Event | NeedData:
         """The next event, or :data:`NEED_DATA`.

@@ -67,15 +67,12 @@ def run_offsets(
 class PageBatch:
     """Offsets of one kind of page, gathered one by one or by the run."""
 
-    __slots__ = ("_arrays", "_singles")
+    __slots__ = ("_arrays", "singles")
 
     def __init__(self) -> None:
         self._arrays: list[Offsets] = []
-        self._singles: list[int] = []
-
-    def add(self, offset: int) -> None:
-        """Append one offset."""
-        self._singles.append(offset)
+        self.singles: list[int] = []
+        """Offsets gathered one by one since the last run; append to it."""
 
     def extend(self, offsets: Offsets) -> None:
         """Append a run."""
@@ -84,16 +81,16 @@ class PageBatch:
 
     def take(self) -> Offsets | None:
         """Everything gathered, in order, or None; the batch is empty afterwards."""
+        if not self._arrays and not self.singles:
+            return None
         self._settle()
         arrays, self._arrays = self._arrays, []
-        if len(arrays) > 1:
-            return np.concatenate(arrays)
-        return arrays[0] if arrays else None
+        return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
     def _settle(self) -> None:
-        if self._singles:
-            self._arrays.append(np.array(self._singles, np.uint64))
-            self._singles = []
+        if self.singles:
+            self._arrays.append(np.array(self.singles, np.uint64))
+            self.singles.clear()
 
 
 class RamRecords:
@@ -127,42 +124,53 @@ class RamRecords:
     def settle_payload(self) -> None:
         """The payload of the last header has been skipped: its page is complete."""
         self.owed = 0
-        self._normal.add(self._pending)
+        self._normal.singles.append(self._pending)
 
     def take(self) -> list[RamPages]:
         """The pages gathered since the last call, by block."""
         self._close()
+        if not self._finished:
+            return []
         finished, self._finished = self._finished, []
         return finished
 
     def _read_continued(self, view: memoryview, begin: int, end: int) -> int:
         """The hot loop: records that continue the current block."""
-        position, last, streak = begin, 0, 0
-        while end - position >= ZERO_STRIDE:
+        position, bound = begin, self._bound
+        normal, zero = self._normal.singles, self._zero.singles
+        last_whole_page, last_zero = end - PAGE_STRIDE, end - ZERO_STRIDE
+        last = streak = 0
+        while position <= last_zero:
             word: int = _word(view, position)[0]
+            if word >= bound:
+                break
             flags = word & FLAGS_MASK
-            if word >= self._bound:
-                break
-            if flags == _CONTINUED_PAGE:
-                stride, batch = PAGE_STRIDE, self._normal
-                if end - position < PAGE_STRIDE:
-                    self._owe(word - flags)
-                    return position + 8 - begin
-            elif flags == _CONTINUED_ZERO:
-                stride, batch = ZERO_STRIDE, self._zero
-            else:
-                break
             streak = streak + 1 if flags == last else 0
             last = flags
-            if streak < _SINGLES_BEFORE_PROBE:
-                batch.add(word - flags)
-                position += stride
+            if streak == _SINGLES_BEFORE_PROBE:
+                position += self._read_run(view, position, end, flags)
+                streak = 0
+            elif flags == _CONTINUED_PAGE:
+                if position > last_whole_page:
+                    self._owe(word - _CONTINUED_PAGE)
+                    return position + 8 - begin
+                normal.append(word - _CONTINUED_PAGE)
+                position += PAGE_STRIDE
+            elif flags == _CONTINUED_ZERO:
+                zero.append(word - _CONTINUED_ZERO)
+                position += ZERO_STRIDE
             else:
-                limit = (end - position) // stride
-                offsets = run_offsets(view, position, limit, stride, flags, self._bound)
-                batch.extend(offsets)
-                position += len(offsets) * stride
+                break
         return position - begin
+
+    def _read_run(self, view: memoryview, position: int, end: int, flags: int) -> int:
+        """As many whole records with these flags as follow; the bytes used, perhaps 0."""
+        page = flags == _CONTINUED_PAGE
+        stride = PAGE_STRIDE if page else ZERO_STRIDE
+        limit = (end - position) // stride
+        offsets = run_offsets(view, position, limit, stride, flags, self._bound)
+        (self._normal if page else self._zero).extend(offsets)
+        return len(offsets) * stride
 
     def _read_other(self, view: memoryview, position: int, end: int) -> int:
         """One record that names its block, is cut off, out of bounds, or not a page (0)."""
@@ -183,7 +191,7 @@ class RamRecords:
         if flags & _PAGE:
             self._owe(word - flags)
         else:
-            self._zero.add(word - flags)
+            self._zero.singles.append(word - flags)
         return reader.position - position
 
     def _enter(self, name: str, offset: int) -> None:

@@ -2,14 +2,15 @@
 """Where the parser of the forward stream can be, and what may follow there.
 
 Everything that decides a transition is in :data:`TRANSITIONS`. A pair that is not listed
-makes the stream opaque: nothing is guessed.
+makes the stream opaque: nothing is guessed. (String enumerations, because a string knows its
+hash: tables keyed by them are looked up for every buffer.)
 """
 
 import enum
 from typing import Final
 
 
-class Channel(enum.Enum):
+class Channel(enum.StrEnum):
     """Which connection of a migration a stream is."""
 
     MAIN = "main"
@@ -18,7 +19,7 @@ class Channel(enum.Enum):
     MULTIFD = "multifd"
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """What the next byte belongs to."""
 
     HEADER = "header"
@@ -37,7 +38,7 @@ class State(enum.Enum):
     OPAQUE = "opaque"
 
 
-class Input(enum.Enum):
+class Input(enum.StrEnum):
     """One element of the stream, recognised."""
 
     MAGIC = "magic"
