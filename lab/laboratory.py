@@ -24,6 +24,7 @@ from lab.hosts import Host
 from lab.libvirtd import Libvirtd
 from lab.namespaces import Holder, require_root
 from lab.probe import PORT, Collector, collector_socket
+from lab.programs import Program
 from lab.releases import Release
 
 HOSTS = ("host1", "host2")
@@ -252,6 +253,16 @@ class Lab:
             if wait:
                 guest.wait_ready()
         return guest
+
+    def redis_load(self, guest: Guest, **wanted: Any) -> Program:
+        """Load on a redis guest, started; keywords are ``redis_load.Load``'s. The data set is
+        there, and ``guest.probe`` runs, once ``guest.probe.wait_running`` returns.
+        """
+        words = [guest.address, "--name", guest.name, "--port", str(PORT)]
+        for key, value in wanted.items():
+            words += [f"--{key.replace('_', '-')}", str(value)]
+        self.collector.probe(guest.name)
+        return Program(self.control, "redis_load", words).start()
 
     def forget(self, guest: Guest) -> None:
         """``guest`` was destroyed: its name and its number are free again."""

@@ -13,7 +13,7 @@ case $LAB_workload in
     redis)
         echo 1 > /proc/sys/vm/overcommit_memory
         exec redis-server --bind 0.0.0.0 --protected-mode no --save '' --appendonly no \
-            --daemonize no --dir /tmp --logfile /dev/console --tcp-backlog 64 $words ;;
+            --daemonize no --enable-debug-command yes --dir /tmp --logfile /dev/console --tcp-backlog 64 $words ;;
     idle)
         exec /usr/lib/lab/heartbeat $to ;;
     *)
