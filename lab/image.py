@@ -22,6 +22,7 @@ from pathlib import Path
 
 from lab.errors import LabError
 from lab.processes import run
+from nova_enlightened.guest.pack import packed
 
 MIRROR = os.environ.get("LAB_MIRROR", "http://deb.debian.org/debian")
 RELEASE = "bookworm"
@@ -243,7 +244,7 @@ def _make_ext4(root: Path, image: Path) -> None:
 def _initrd(cache: Path, base: Path, progress: Progress) -> Path:
     sources = sorted(p for p in _HERE.iterdir() if p.is_file())
     agent = _agent_files()
-    content = [(str(name), path.read_bytes()) for name, path in agent]
+    content = [(str(name), program) for name, program in agent]
     content += [(path.name, path.read_bytes()) for path in sources]
     target = cache / f"initrd-{_digest(base.name, content, 1)}.gz"
     if target.exists():
@@ -256,13 +257,13 @@ def _initrd(cache: Path, base: Path, progress: Progress) -> Path:
         archive = Path(work) / "archive"
         run(["sh", "-c", f"cpio --quiet -o -H newc -R 0:0 -F {archive}"],
             stdin="\n".join(names) + "\n", cwd=tree)  # fmt: skip
-        packed = Path(work) / "packed"
-        packed.write_bytes(gzip.compress(archive.read_bytes(), 1, mtime=0))
-        packed.rename(target)
+        compressed = Path(work) / "compressed"
+        compressed.write_bytes(gzip.compress(archive.read_bytes(), 1, mtime=0))
+        compressed.rename(target)
     return target
 
 
-def _fill_initrd(tree: Path, base: Path, agent: list[tuple[Path, Path]]) -> None:
+def _fill_initrd(tree: Path, base: Path, agent: list[tuple[Path, bytes]]) -> None:
     for name in ("bin", "dev", "proc", "sys", "lab/files/etc/systemd/system/lab.target.wants"):
         (tree / name).mkdir(parents=True)
     busybox = shutil.which("busybox")
@@ -287,28 +288,27 @@ def _fill_initrd(tree: Path, base: Path, agent: list[tuple[Path, Path]]) -> None
     wanted = ["lab-channels.service", "lab-workload.service"]
     for name in wanted:
         shutil.copy(_HERE / name, units)
-    for name, path in agent:
+    for name, content in agent:
         at = files / name
         at.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, at)
+        at.write_bytes(content)
         if at.suffix == ".service":
             wanted.append(at.name)
     for name in wanted:
         (units / "lab.target.wants" / name).symlink_to(f"/etc/systemd/system/{name}")
 
 
-def _agent_files() -> list[tuple[Path, Path]]:
-    """Where each file of the agent goes in the guest, and where it is now.
+def _agent_files() -> list[tuple[Path, bytes]]:
+    """Where each file of the agent goes in the guest, and what is in it.
 
-    The unit says where it wants the program (the path ending in .py or .pyz of ExecStart).
+    The unit says where it wants the program (the path ending in .pyz of ExecStart).
     """
-    found: list[tuple[Path, Path]] = []
+    found: list[tuple[Path, bytes]] = []
     for unit in sorted(_AGENT.glob("*.service")):
-        found.append((Path("etc/systemd/system") / unit.name, unit))
-        wanted = re.search(r"^ExecStart=.*?(/\S+\.pyz?)(?:\s|$)", unit.read_text(), re.MULTILINE)
-        program = _AGENT / "agent.py"
-        if wanted and program.exists():
-            found.append((Path(wanted.group(1).lstrip("/")), program))
+        found.append((Path("etc/systemd/system") / unit.name, unit.read_bytes()))
+        wanted = re.search(r"^ExecStart=.*?(/\S+\.pyz)(?:\s|$)", unit.read_text(), re.MULTILINE)
+        if wanted:
+            found.append((Path(wanted.group(1).lstrip("/")), packed()))
     for rules in sorted(_AGENT.glob("*.rules")):
-        found.append((Path("etc/udev/rules.d") / rules.name, rules))
+        found.append((Path("etc/udev/rules.d") / rules.name, rules.read_bytes()))
     return found
