@@ -288,8 +288,8 @@ def _fill_initrd(tree: Path, base: Path, agent: list[tuple[Path, bytes]]) -> Non
     wanted = ["lab-channels.service", "lab-workload.service"]
     for name in wanted:
         shutil.copy(_HERE / name, units)
-    for name, content in agent:
-        at = files / name
+    for place, content in agent:
+        at = files / place
         at.parent.mkdir(parents=True, exist_ok=True)
         at.write_bytes(content)
         if at.suffix == ".service":
