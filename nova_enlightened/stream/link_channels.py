@@ -19,7 +19,7 @@ from nova_enlightened.stream.link_state import ChannelState, FrameType, after_un
 
 #: With less room than this left, a block is closed and the next one filled.
 _MIN_LEND = 64 * 1024
-_NOTHING = memoryview(b"")
+_NOTHING = memoryview(bytearray())
 
 
 class _Segment:

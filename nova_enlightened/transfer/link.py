@@ -87,7 +87,7 @@ class Link:
         self._broken = False
         self._events: collections.deque[LinkEvent] = collections.deque()
         self._heard = 0.0
-        self._pinged = 0.0
+        self._asked: float | None = None  # a PING that is not answered yet
         self._close_by: float | None = None
 
     # -- life -------------------------------------------------------------------------------
@@ -181,6 +181,11 @@ class Link:
         return self.session.attached
 
     @property
+    def attempts(self) -> int:
+        """How often the source has tried to connect since the last success."""
+        return self._admission.attempts
+
+    @property
     def finished(self) -> bool:
         """Whether all channels ended in both directions and everything is delivered."""
         return self.session.finished
@@ -194,12 +199,7 @@ class Link:
             return 0.0
         times = [self._admission.due]
         if active is not None:
-            times += (
-                max(self._heard, self._pinged) + self.options.ping,
-                self._heard + self.options.dead,
-                self._close_by,
-                self.session.ack_due,
-            )
+            times += (self._silence_due, self._close_by, self.session.ack_due)
         due = min((one for one in times if one is not None), default=None)
         return None if due is None else max(0.0, due - self._clock())
 
@@ -215,16 +215,28 @@ class Link:
             self._flush()
         self._admission.tick(now)
 
+    @property
+    def _silence_due(self) -> float:
+        # Counted from our question, not from the last word heard: a process that did not run
+        # for a while has to listen before it may complain.
+        if self._asked is None:
+            return self._heard + self.options.ping
+        return self._asked + self.options.dead - self.options.ping
+
     def _check_silence(self, active: Connection, now: float) -> None:
         if self._close_by is not None and now >= self._close_by:
             self.abort()
         elif active.stalled:
-            self._heard = now  # it may well be talking; we do not listen
-        elif now - self._heard >= self.options.dead:
-            self._lose(f"nothing heard for {self.options.dead:g} s")
-        elif now - max(self._heard, self._pinged) >= self.options.ping:
-            self._pinged = now
-            self.session.ping()
+            self._hear(now)  # it may well be talking; we do not listen
+        elif now >= self._silence_due:
+            if self._asked is None:
+                self._asked = now
+                self.session.ping()
+            else:
+                self._lose(f"nothing heard for {now - self._heard:.1f} s")
+
+    def _hear(self, now: float) -> None:
+        self._heard, self._asked = now, None
 
     # -- what the admission asks and tells --------------------------------------------------
 
@@ -254,7 +266,7 @@ class Link:
         self._peer_instance = peer.instance
         self.trouble = ""
         self._active = connection
-        self._heard = self._pinged = self._clock()
+        self._hear(self._clock())
         connection.ready(self.session.receive_pool)
         self.session.attach(peer, self._clock())
         self._events.append(PeerReady(resumed))
@@ -287,7 +299,7 @@ class Link:
                 self._end_of_stream()
                 return
             if count:
-                self._heard = self._clock()
+                self._hear(self._clock())
             for frame in connection.frames():
                 self._take(frame)
         except (OSError, LinkError) as error:

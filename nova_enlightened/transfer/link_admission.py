@@ -154,7 +154,8 @@ class Admission:
         return port
 
     def _on_listener(self, _events: int) -> None:
-        assert self._listener is not None
+        if self._listener is None:
+            return
         try:
             sock, where = self._listener.accept()
         except OSError:
@@ -195,6 +196,8 @@ class Admission:
 
     def _go_on(self, connection: Connection, _events: int) -> None:
         """Do as much of the handshake as is possible now."""
+        if connection not in self._unknown:
+            return  # it ended earlier in this turn of the loop
         try:
             waiting = connection.advance()
             if connection.phase is Phase.GREETING:
