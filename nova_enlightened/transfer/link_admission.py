@@ -28,6 +28,7 @@ from nova_enlightened.transfer.tls import TlsTransport, tls_context
 
 #: Connections that have proved nothing yet; one more pushes out the oldest.
 MAX_UNKNOWN = 8
+_BACKLOG = 64
 
 
 class Owner(Protocol):
@@ -138,7 +139,7 @@ class Admission:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setblocking(False)
             listener.bind(where)
-            listener.listen(MAX_UNKNOWN)
+            listener.listen(_BACKLOG)
         except OSError:
             listener.close()
             raise
