@@ -83,6 +83,7 @@ class Injector:
         self._plan = self._checked(plan)
         self._neighbours = Neighbours(space, plan)
         self._cursor = 0
+        self._rest_cursor = 0
         self._started = False
         self._urgent_done_at: float | None = None
         self.remaining = space.pages
@@ -105,6 +106,11 @@ class Injector:
         return max(0, self._plan.urgent - self._cursor)
 
     @property
+    def plan_done(self) -> bool:
+        """Everything the plan names has been asked for. False for a plan that names nothing."""
+        return 0 < self._plan.order.size <= self._cursor
+
+    @property
     def window_bytes(self) -> int:
         """The window now."""
         return self._window.size
@@ -117,7 +123,7 @@ class Injector:
         """Go on with another plan (better knowledge arrived). :raises PlanError: as above."""
         self._plan = self._checked(plan)
         self._neighbours.replan(plan)
-        self._cursor = 0
+        self._cursor = self._rest_cursor = 0
         self._urgent_done_at = None
 
     def sent(self, pages: Pages, *, zero: bool = False) -> None:
@@ -153,7 +159,7 @@ class Injector:
         seen = part & SEEN != 0
         self.remaining += int(np.count_nonzero(seen))
         part[seen] = 0
-        self._cursor = 0
+        self._cursor = self._rest_cursor = 0
 
     def fault(self, page: int, count: int, now: float) -> None:
         """The guest waits for these pages; the destination's own request goes to the source.

@@ -155,7 +155,7 @@ def _accesses(
     count = int(shape.rate * shape.seconds)
     at = np.arange(count) / shape.rate
     if shape.kind == "scan":
-        index = np.arange(count) // 4 % mapped.size
+        index = (np.arange(count) // 4 + mapped.size // 3) % mapped.size
     else:
         index = np.searchsorted(np.cumsum(weights), rng.random(count)).clip(0, mapped.size - 1)
     ticks = int(shape.seconds / TICK)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How likely each page is to be used soon, as a score of one byte.
+
+The scale is that of heat (`knowledge.heat`): 32 plus the likelihood of use within a sample
+interval times 223. `LEFT_OUT` pages are not planned at all. In order of trust:
+
+* pages that samples saw in use have their heat;
+* page tables are needed to reach 512 pages each, and nothing says which: while they are
+  few, all of them come first;
+* pages of a running process that no sample saw: what the samples say of *new* pages. Of n
+  samples let f be the pages that exactly one of them saw; the next sample finds about f / n
+  pages nobody saw before (Good-Turing), shared by all unseen pages of the process. Where a
+  working set is sharp this is next to nothing, under a zipf load it is not;
+* memory no sampling can see (the kernel's): a prior per class. It is above memory that was
+  watched and found unused;
+* without samples: what the kernel marks as used, pages of running processes.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from nova_enlightened.knowledge import heat
+from nova_enlightened.knowledge.classes import PageClass
+from nova_enlightened.knowledge.guest_pages import GuestPages, PlacedProcess
+
+Scores = npt.NDArray[np.uint8]
+
+LEFT_OUT: Final = 0
+COLD: Final = heat.SAMPLED_MIN
+SCALE: Final = 255 - heat.SAMPLED_MIN
+
+FIRST: Final = 255
+FEW_PAGE_TABLES: Final = 1024
+PAGE_TABLE_PART: Final = 8
+"""Page tables are few below this many, or this part of the pages seen in use."""
+LATE_PAGE_TABLE: Final = COLD + 15
+
+MOST_UNSEEN: Final = 0.06
+"""Pages that no sample saw are never thought likelier to be used than this."""
+FEWEST_SAMPLES: Final = 2
+"""With fewer, every page was seen by one sample at most, and says nothing of the others."""
+MARKED: Final = COLD + 4
+"""Score of pages marked by the guest's kernel where samples did not see them used."""
+
+UNSAMPLED_RUNNING: Final = 160
+"""Without samples: score of the busiest process's pages; the next one's is 8 lower."""
+UNSAMPLED_LEAST: Final = 64
+UNSAMPLED_MARK: Final = 64
+"""Without samples: added for the kernel's mark; alone it is worth a little less."""
+
+FINE: Final = 48
+COARSE_STEP: Final = 16
+"""Scores from FINE up are quantised to steps of this, so that runs of pages survive."""
+
+
+def _prior() -> Scores:
+    """Class -> score of a page of which nothing else is known. Indexed by any byte."""
+    table = np.full(256, COLD, np.uint8)
+    table[PageClass.FREE] = LEFT_OUT
+    for page_class, likelihood in (
+        (PageClass.RESERVED, 0.05),  # holds the kernel's text and data
+        (PageClass.SLAB, 0.03),
+        (PageClass.KERNEL, 0.02),
+        (PageClass.PAGE_TABLE, 0.02),
+    ):
+        table[page_class] = COLD + round(likelihood * SCALE)
+    return table
+
+
+def _level() -> npt.NDArray[np.uint8]:
+    """Score -> level, lower crossing sooner."""
+    scores = np.arange(256)
+    coarse = scores // COARSE_STEP * COARSE_STEP
+    return (255 - np.where(scores >= FINE, coarse, scores)).astype(np.uint8)
+
+
+PRIOR: Final = _prior()
+LEVEL: Final = _level()
+_IS_MAPPED: Final = np.isin(np.arange(256), (PageClass.ANON, PageClass.FILE))
+
+
+def scores(known: GuestPages, processes: Sequence[PlacedProcess]) -> Scores:
+    """The score of every page.
+
+    :param processes: of `known`, busiest first; page numbers outside the space are ignored.
+    """
+    found = PRIOR[known.classes]
+    sampled = known.heat >= heat.SAMPLED_MIN
+    seen = int(np.count_nonzero(sampled))
+    marked = (known.heat > 0) & ~sampled
+    running = [p for p in processes if p.running]
+    if seen:
+        found[marked] = np.maximum(found[marked], MARKED)
+        _raise_unseen(found, known, running)
+    else:
+        _raise_unsampled(found, known, marked, running)
+    found[sampled] = known.heat[sampled]
+    tables = np.flatnonzero((known.classes == PageClass.PAGE_TABLE) & ~sampled)
+    few = max(FEW_PAGE_TABLES, seen // PAGE_TABLE_PART)
+    found[tables] = FIRST if tables.size <= few else LATE_PAGE_TABLE
+    return found
+
+
+def unseen_likelihood(heats: npt.NDArray[np.uint8], samples: int) -> float:
+    """How likely a page that no sample saw is used within the next sample interval.
+
+    :param heats: of all pages of one process; 0 or a kernel mark: not seen.
+    :param samples: taken; more than `heat.HISTORY` count as that many.
+    """
+    samples = min(samples, heat.HISTORY)
+    if samples < FEWEST_SAMPLES:
+        return 0.0
+    counts = np.bincount(heats, minlength=256)
+    unseen = int(counts[: heat.SAMPLED_MIN].sum())
+    once = (1 << (heat.HISTORY - 1 - np.arange(samples))).astype(np.uint8)
+    values = np.unique(heat.from_samples(once, samples, 0, samples))
+    return min(MOST_UNSEEN, int(counts[values].sum()) / samples / max(unseen, 1))
+
+
+def _raise_unseen(found: Scores, known: GuestPages, running: Sequence[PlacedProcess]) -> None:
+    for process in running:
+        pages = _mapped(known, process)
+        likelihood = unseen_likelihood(known.heat[pages], known.samples)
+        score = np.uint8(COLD + round(likelihood * SCALE))
+        found[pages] = np.maximum(found[pages], score)
+
+
+def _raise_unsampled(
+    found: Scores,
+    known: GuestPages,
+    marked: npt.NDArray[np.bool_],
+    running: Sequence[PlacedProcess],
+) -> None:
+    found[marked] = np.maximum(found[marked], UNSAMPLED_LEAST - 8)
+    for index, process in enumerate(running):
+        pages = _mapped(known, process)
+        score = max(UNSAMPLED_LEAST, UNSAMPLED_RUNNING - 8 * index)
+        raised = (score + UNSAMPLED_MARK * marked[pages]).astype(np.uint8)
+        found[pages] = np.maximum(found[pages], raised)
+
+
+def _mapped(known: GuestPages, process: PlacedProcess) -> npt.NDArray[np.int64]:
+    """A process's pages, without frames that were freed since it mapped them."""
+    pages = process.pages
+    pages = pages[(pages >= 0) & (pages < known.classes.size)]
+    return pages[_IS_MAPPED[known.classes[pages]]]
