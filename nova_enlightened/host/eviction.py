@@ -77,8 +77,8 @@ class EvictionTimes:
 class Eviction:
     """Moves one domain along a route; :meth:`run` blocks until libvirt has ended it.
 
-    :param relay_state: answers the source relay's state (``RunningRelay.state``). While it
-        orders the pages QEMU's own scan is held back; when it no longer can, the scan is let go.
+    :param relay_state: answers the source relay's state (``RunningRelay.state``). QEMU's own
+        scan is held back until the relay has asked for all it knows of, or cannot ask any more.
     """
 
     def __init__(
@@ -125,9 +125,9 @@ class Eviction:
         return self.times
 
     def _guard(self) -> None:
-        """Give QEMU's own scan full speed as soon as the relay cannot request pages."""
+        """Give QEMU's own scan full speed as soon as the relay has no pages to request."""
         while not self._ended.wait(GUARD_INTERVAL_S):
-            if self._relay_state().get("ordering") is False:
+            if self._relay_state().get("background") == "free":
                 self._release_background()
                 return
 

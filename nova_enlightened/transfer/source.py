@@ -119,8 +119,14 @@ class SourceRelay(Relay):
         return {
             **self._ordered.statistics(),
             "plan_error": self._plan_error,
-            "ordering": self._ordered.phase is not Phase.OPAQUE and self._plan_error is None,
+            "background": "held" if self._holds_background() else "free",
         }
+
+    def _holds_background(self) -> bool:
+        """Whether QEMU's own scan is better held back: the relay still has pages to ask for."""
+        if self._ordered.phase is Phase.OPAQUE or self._plan_error is not None:
+            return False
+        return self.spec.knowledge is not None and not self._ordered.plan_done
 
     def _write_trace(self) -> None:
         trace = self._ordered.trace(None)
