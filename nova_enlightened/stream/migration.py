@@ -131,8 +131,7 @@ class MigrationStream:
         """Use some of ``view[position:end]``; how many bytes."""
         grammar = self._grammar
         if grammar.state is State.OPAQUE:
-            grammar.base += len(self._tail) + end - position
-            self._tail.clear()
+            grammar.base += end - position
             return end - position
         if grammar.skip:
             passed = min(grammar.skip, end - position)
@@ -145,6 +144,9 @@ class MigrationStream:
                 # A copy, so that the tail may shrink while nothing refers to it.
                 used = self._parse(memoryview(bytes(self._tail)), 0, len(self._tail))
                 del self._tail[:used]
+                if self.opaque:
+                    grammar.base += len(self._tail)
+                    self._tail.clear()
             return taken
         used = self._parse(view, position, end)
         if self._want:

@@ -152,9 +152,11 @@ class ReturnPath:
         return self._block
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
-        """Parse the next bytes; ``data`` may be reused afterwards."""
+        """Parse the next bytes; ``data`` may be reused afterwards. Ignored after an error."""
+        if self._error is not None:
+            return
         self._buffer += data
-        if self._error is None and len(self._buffer) >= self._want:
+        if len(self._buffer) >= self._want:
             self._parse()
 
     def next_event(self) -> ReturnPathEvent | NeedData:
@@ -183,7 +185,7 @@ class ReturnPath:
             )
 
     def unparsed(self) -> bytes:
-        """What was received and is not in any event: the start of a message, or a broken one."""
+        """What was received and is in no event: the start of a message, or the impossible one."""
         return bytes(self._buffer)
 
     def _parse(self) -> None:
