@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from nova_enlightened.exception import PlanError
 from nova_enlightened.knowledge.space import PageSpace
+from nova_enlightened.plan.fault_trace import FaultFlag
 from nova_enlightened.plan.neighbours import Neighbours
-from nova_enlightened.plan.outstanding import SEEN, Outstanding
+from nova_enlightened.plan.outstanding import ASKED, SEEN, Outstanding
 from nova_enlightened.plan.requests import RequestShape
 from nova_enlightened.plan.transfer_plan import Pages, TransferPlan
 from nova_enlightened.plan.window import InjectionWindow
@@ -33,6 +34,14 @@ REFILL: Final = 8
 """Requests are made when 1/REFILL of the window is free, not for every page."""
 SCAN_LIMIT: Final = 1 << 18
 """Plan entries looked at in one call (about a millisecond); the next call goes on."""
+
+
+_FLAGS: Final = {
+    0: FaultFlag(0),
+    int(ASKED): FaultFlag.ASKED,
+    int(SEEN): FaultFlag.ON_ITS_WAY,
+    int(SEEN | ASKED): FaultFlag.ON_ITS_WAY,
+}
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,12 @@ class Injector:
             return
         self._unrequested += unrequested
         if not zero:
-            self._window.seen(requested, unrequested, urgent_left=self.urgent_left > 0)
+            self._window.seen(
+                requested,
+                unrequested,
+                outstanding=self._fifo.count,
+                urgent_left=self.urgent_left > 0,
+            )
 
     def discarded(self, first: int, last_exclusive: int) -> None:
         """These pages will be sent (again): they changed since they crossed.
@@ -161,15 +175,17 @@ class Injector:
         part[seen] = 0
         self._cursor = self._rest_cursor = 0
 
-    def fault(self, page: int, count: int, now: float) -> None:
+    def fault(self, page: int, count: int, now: float) -> FaultFlag:
         """The guest waits for these pages; the destination's own request goes to the source.
 
         :param now: seconds, any monotonic clock.
+        :returns: what was known of the first page, for the fault trace.
         :raises PlanError: the range leaves the space.
         """
         if count < 1 or page < 0 or page + count > self._space.pages:
             raise PlanError(f"fault at {page}+{count} leaves the page space")
         self.faults += 1
+        flags = _FLAGS[int(self._state[page]) & int(SEEN | ASKED)]
         pages = np.arange(page, page + count, dtype=np.int64)
         self._count(self._faults_by_class, pages[:1])
         self._fifo.requested(pages[self._state[pages] == 0], near=False)
@@ -179,6 +195,7 @@ class Injector:
             self._waiting.append(near)
             while sum(part.size for part in self._waiting) > CLUSTER_BACKLOG:
                 self._waiting.pop(0)
+        return flags
 
     def next_requests(self, now: float) -> list[tuple[int, int]]:
         """Requests to make now: (first page, count), most urgent first.

@@ -8,6 +8,8 @@ What is modelled, because measurements showed that it decides the outcome:
   pages are collected `batch` at a time before they are written (QEMU's 64 iovecs);
 * what lies between the choice of a page and its arrival: that batch, the unix socket's
   buffer, the relay's in-flight limit, the link's bandwidth and round trip;
+* where the background scan is held back: QEMU counts all bytes in slices of 100 ms and lets
+  only requests pass once they exceed the limit;
 * the relay: tells the injector what it reads, and puts the injector's requests into the queue;
 * the guest: one vCPU, which stops at the first page it touches that is not there.
 
@@ -30,6 +32,8 @@ PAGE_RECORD: Final = 4104
 ZERO_RECORD: Final = 9
 ZERO_BATCH: Final = 32 * KIB // ZERO_RECORD
 """Zero records that fit QEMU's write buffer."""
+SLICE: Final = 0.1
+"""Seconds over which QEMU limits its rate (`BUFFER_DELAY`)."""
 RECOVERED: Final = 0.9
 RECOVERY_SPAN: Final = 0.2
 """Seconds over which the guest must hold `RECOVERED` of its pace."""
@@ -47,6 +51,11 @@ class Link:
     :ivar socket: what the unix socket from QEMU to the relay holds.
     :ivar in_flight: what the relay has sent and the link not yet delivered.
     :ivar batch: pages the source collects for one write.
+    :ivar read: room on the link below which the relay does not read.
+    :ivar turnaround: from the relay's request to its being served by an idle source.
+    :ivar background: bytes a second the background scan is held to until the plan is done
+        (QEMU's `max-postcopy-bandwidth`: requests count but are served all the same);
+        None: it is free from the start.
     :ivar fault_cost: from a page's arrival to the guest's next instruction, and from the
         fault to the request: userfaultfd, QEMU's threads.
     """
@@ -56,6 +65,9 @@ class Link:
     socket: int = 208 * KIB
     in_flight: int = 256 * KIB
     batch: int = 32
+    read: int = 32 * KIB
+    turnaround: float = 0.0002
+    background: float | None = float(1 << 20)
     fault_cost: float = 0.0003
 
 
@@ -116,13 +128,18 @@ class Source:
         self._at = 0
         self._queue: deque[tuple[int, int]] = deque()
         self.left = int(np.count_nonzero(dirty))
+        self.background: float | None = None
+        self._slice = 0
+        self._used = 0.0
 
     def ask(self, first: int, count: int) -> None:
         """A page request arrived on the return path."""
         self._queue.append((first, count))
 
-    def batch(self, size: int) -> list[int]:
+    def batch(self, size: int, now: float) -> list[int]:
         """The pages of the next write: `size` of them, more where they are zero."""
+        if now >= self._slice * SLICE:
+            self._slice, self._used = int(now / SLICE) + 1, 0.0
         chosen: list[int] = []
         room = float(size)
         while room > 0 and self._queue:
@@ -132,15 +149,21 @@ class Source:
             if self._dirty[first]:
                 self._dirty[first] = False
                 self._at = first + 1
-                chosen.append(first)
-                room -= size / ZERO_BATCH if self._zero[first] else 1
-        self.left -= len(chosen)
-        while room > 0 and self.left and not self._queue:
-            found = self._scan(max(1, int(room)))
-            chosen += found
-            self.left -= len(found)
-            room -= sum(size / ZERO_BATCH if self._zero[page] else 1 for page in found)
+                room -= self._take([first], chosen, size)
+        while room > 0 and self.left and not self._queue and self._may_scan():
+            room -= self._take(self._scan(max(1, int(room))), chosen, size)
         return chosen
+
+    def _may_scan(self) -> bool:
+        return self.background is None or self._used < self.background * SLICE
+
+    def _take(self, pages: list[int], chosen: list[int], size: int) -> float:
+        """Send `pages`. :returns: how much of a batch of `size` data pages they fill."""
+        chosen += pages
+        self.left -= len(pages)
+        zeros = int(np.count_nonzero(self._zero[pages]))
+        self._used += zeros * ZERO_RECORD + (len(pages) - zeros) * PAGE_RECORD
+        return zeros * size / ZERO_BATCH + len(pages) - zeros
 
     def _scan(self, most: int) -> list[int]:
         """Up to `most` pages from where the scan stands, wrapping round."""
@@ -232,7 +255,7 @@ class Simulation:
     :param zero: pages that cross as zero records.
     """
 
-    QUANTUM: Final = 8
+    QUANTUM: Final = 4
     """Pages between two looks at everything."""
 
     def __init__(
@@ -253,77 +276,91 @@ class Simulation:
         self._socket_bytes = 0
         self._batch: deque[int] = deque()
         self._link_free = 0.0
-        self._requests: deque[tuple[float, int]] = deque()
+        self._faults: deque[tuple[float, int]] = deque()
+        self._requests: deque[tuple[float, int, int]] = deque()
         self._sent_bytes: list[tuple[float, int]] = [(0.0, 0)]
         injector.sent(np.flatnonzero(~dirty))
+        self._unplanned = not injector.statistics().plan_left
 
     def run(self, seconds: float) -> Outcome:
         """Replay up to `seconds` after switchover."""
         step = self.QUANTUM * PAGE_RECORD / self._link.bandwidth
-        self._fill_socket()  # the stream was flowing before switchover
-        self._injector.start()
-        self._ask(0.0)
         now = 0.0
+        self._fill_socket(now)  # the stream was flowing before switchover
+        self._injector.start()
+        self._source.background = None if self._unplanned else self._link.background
+        self._ask(now)
         while now < seconds:
             now += step
             self._pass_requests(now)
-            self._fill_socket()
-            while self._socket and self._link_free - now < self._in_flight_time():
-                self._relay(now)
-                self._fill_socket()
+            self._fill_socket(now)
+            while self._relay(now):
+                self._fill_socket(now)
+            if self._injector.plan_done:
+                self._source.background = None
             page = self._guest.run(now, self._link.fault_cost)
             while page >= 0:
                 due = self._guest.waits_since + self._link.rtt / 2 + self._link.fault_cost
-                self._requests.append((due, page))
+                self._faults.append((due, page))
                 page = self._guest.run(now, self._link.fault_cost)
         return self._outcome(seconds)
-
-    def _in_flight_time(self) -> float:
-        return self._link.in_flight / self._link.bandwidth
 
     def _record(self, page: int) -> int:
         return ZERO_RECORD if self._zero[page] else PAGE_RECORD
 
     def _pass_requests(self, now: float) -> None:
-        """Demand faults reach the relay, and the source behind it."""
-        while self._requests and self._requests[0][0] <= now:
-            _, page = self._requests.popleft()
+        """Demand faults reach the relay, requests the source."""
+        while self._faults and self._faults[0][0] <= now:
+            _, page = self._faults.popleft()
             self._injector.fault(page, 1, now)
-            self._source.ask(page, 1)
+            self._requests.append((now, page, 1))
             self._ask(now)
-
-    def _ask(self, now: float) -> None:
-        for first, count in self._injector.next_requests(now):
+        while self._requests and self._requests[0][0] <= now:
+            _, first, count = self._requests.popleft()
             self._source.ask(first, count)
 
-    def _fill_socket(self) -> None:
+    def _ask(self, now: float) -> None:
+        due = now + self._link.turnaround
+        for first, count in self._injector.next_requests(now):
+            self._requests.append((due, first, count))
+
+    def _fill_socket(self, now: float) -> None:
         """The source writes until the socket is full."""
         while self._socket_bytes < self._link.socket:
             if not self._batch:
-                self._batch.extend(self._source.batch(self._link.batch))
+                self._batch.extend(self._source.batch(self._link.batch, now))
                 if not self._batch:
                     return
             page = self._batch.popleft()
             self._socket.append(page)
             self._socket_bytes += self._record(page)
 
-    def _relay(self, now: float) -> None:
-        """The relay reads a little and puts it on the link."""
-        took = 0
+    def _relay(self, now: float) -> bool:
+        """The relay reads what there is and there is room for. :returns: whether it did."""
+        room = self._link.in_flight - max(0.0, self._link_free - now) * self._link.bandwidth
+        if room < self._link.read or not self._socket:
+            return False
         pages: list[int] = []
-        while self._socket and took < self.QUANTUM * PAGE_RECORD and len(pages) < 1024:
+        times: list[float] = []
+        at = max(self._link_free, now)
+        while self._socket and room > 0 and len(pages) < 1024:
             pages.append(self._socket.popleft())
-            took += self._record(pages[-1])
-        self._socket_bytes -= took
-        self._link_free = max(self._link_free, now) + took / self._link.bandwidth
+            record = self._record(pages[-1])
+            room -= record
+            self._socket_bytes -= record
+            at += record / self._link.bandwidth
+            times.append(at + self._link.rtt / 2)
+        took = self._link.in_flight - room - max(0.0, self._link_free - now) * self._link.bandwidth
+        self._sent_bytes.append((at, self._sent_bytes[-1][1] + round(took)))
+        self._link_free = at
         batch = np.array(pages, np.int64)
-        self._arrival[batch] = self._link_free + self._link.rtt / 2
-        self._sent_bytes.append((self._link_free, self._sent_bytes[-1][1] + took))
+        self._arrival[batch] = times
         zero = self._zero[batch]
         for part, is_zero in ((batch[~zero], False), (batch[zero], True)):
             if part.size:
                 self._injector.sent(part, zero=is_zero)
         self._ask(now)
+        return True
 
     def _outcome(self, seconds: float) -> Outcome:
         made = np.array([*self._guest.made, self._guest.end(seconds)])

@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much may be requested from the source and not yet have been seen.
 
-The source serves requests first in, first out, and runs its background scan whenever that
-queue is empty. So the window is a compromise:
+The source serves requests first in, first out. A demand fault waits behind what was injected
+before it, so the window should be small; but never so small that the source has nothing
+left to serve while urgent pages are missing. Two things show that this happened:
 
-* too small, and the queue runs dry while what was requested is still on its way to us
-  (QEMU collects 64 iovecs, 32 pages, per write, and a unix socket holds about 200 KiB):
-  the scan fills the gap with pages nobody asked for;
-* too large, and a demand fault waits behind what was injected.
+* *unrequested pages* in the stream: the queue ran empty while the source's background scan was
+  free to run, and it filled the gap with pages nobody asked for. What was requested is then
+  behind them in QEMU's write batch (64 iovecs, 32 pages) and the unix socket (about 200 KiB),
+  so the window has to reach past these;
+* *nothing outstanding*: all that was requested has been seen. Where the background scan is held
+  back (QEMU's `max-postcopy-bandwidth`, which requests do not obey) the source idles then.
 
-Control law. Bytes seen since switchover are counted in *rounds* of one window each, about
-the time a change needs to show. At the end of a round in which a share `u` of the pages
-was unrequested although urgent pages were left to request:
+Control law. Bytes seen since switchover are counted in *rounds* of one window each, about the
+time a change needs to show. `low` is the least that was outstanding within the round. At the
+end of a round in which urgent pages were left to request:
 
-* `u` above `TOLERATED`: grow by the unrequested bytes of the round, which is exactly the
-  hole that was found in the queue, but at least by `STEP` and at most to double. Then one
-  round is skipped, because its bytes were chosen by the source before the growth.
-* otherwise: shrink by 1/`SHRINK` of the window; the next hole costs less than the delay
-  to faults that is saved.
+* more than the share `TOLERATED` of the pages unrequested: grow by the unrequested bytes,
+  which is exactly the hole found in the queue, but at least by `STEP` and at most to double.
+  The next round is skipped, its bytes were chosen by the source before the growth;
+* else `low` under `LOW_WATER`: grow by `STEP`;
+* else shrink by 1/`SHRINK` of the window, but by no more than `low` exceeds `LOW_WATER`.
 
-While no urgent page is left the window is not adapted (every unrequested page is then as
-it should be) and `relaxed` applies: the floor, which leaves the source's own scan its
-room and faults their speed.
+While no urgent page is left, unrequested pages are as they should be: the window does not
+grow for them, and starts from its floor, which leaves faults their speed.
 """
 
 from dataclasses import dataclass
@@ -34,7 +36,8 @@ KIB: Final = 1024
 TOLERATED: Final = 0.02
 """Share of unrequested pages that is not worth a larger window."""
 STEP: Final = 16 * KIB
-SHRINK: Final = 32
+LOW_WATER: Final = 16 * KIB
+SHRINK: Final = 16
 
 
 @dataclass(frozen=True)
@@ -61,45 +64,54 @@ class InjectionWindow:
         self._bytes = float(self.limits.start)
         self._requested = 0
         self._unrequested = 0
+        self._low = self.limits.cap
         self._skip_round = False
-        self._relaxed = False
+        self._urgent = True
 
     @property
     def size(self) -> int:
         """Bytes that may be requested and not yet seen, now."""
-        return self.limits.floor if self._relaxed else int(self._bytes)
+        return int(self._bytes)
 
     @property
     def pages(self) -> int:
         """`size` in whole pages, at least one."""
         return self.size // TARGET_PAGE
 
-    def seen(self, requested: int, unrequested: int, *, urgent_left: bool) -> None:
+    def seen(
+        self, requested: int, unrequested: int, *, outstanding: int, urgent_left: bool
+    ) -> None:
         """Learn from a batch of the forward stream.
 
         :param requested: pages in it that had been requested, injected or by the guest.
         :param unrequested: pages in it that the background scan chose.
+        :param outstanding: pages requested and not seen, after this batch.
         :param urgent_left: the plan still holds urgent pages that were not requested.
         """
-        self._relaxed = not urgent_left
-        if not urgent_left:
-            self._requested = self._unrequested = 0
-            return
+        if self._urgent and not urgent_left:
+            self._bytes = float(self.limits.floor)
+        self._urgent = urgent_left
         self._requested += requested
-        self._unrequested += unrequested
+        self._unrequested += unrequested if urgent_left else 0
+        self._low = min(self._low, outstanding * TARGET_PAGE)
         total = (self._requested + self._unrequested) * TARGET_PAGE
         if total >= self._bytes:
             self._end_round(total)
 
     def _end_round(self, total: int) -> None:
-        unrequested = self._unrequested * TARGET_PAGE
+        unrequested, low = self._unrequested * TARGET_PAGE, self._low
         self._requested = self._unrequested = 0
+        self._low = self.limits.cap
         if self._skip_round:
             self._skip_round = False
         elif unrequested > total * TOLERATED:
-            grown = self._bytes + max(STEP, min(unrequested, self._bytes))
-            self._bytes = min(float(self.limits.cap), grown)
+            self._resize(max(STEP, min(unrequested, self._bytes)))
             self._skip_round = True
+        elif low < LOW_WATER:
+            self._resize(STEP)
         else:
-            shrunk = self._bytes * (1 - 1 / SHRINK)
-            self._bytes = max(float(self.limits.floor), shrunk)
+            self._resize(-min(self._bytes / SHRINK, low - LOW_WATER))
+
+    def _resize(self, by: float) -> None:
+        limits = self.limits
+        self._bytes = max(float(limits.floor), min(float(limits.cap), self._bytes + by))
