@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from lab import image
+from lab import endings, image
 from lab.errors import LabError
 from lab.laboratory import Lab, default_cache, default_run
 
@@ -18,15 +18,27 @@ def _arguments() -> argparse.Namespace:
         description="Two real libvirt/QEMU hosts on this machine, in namespaces of their own.",
         epilog=f"Run directory: LAB_RUN or {default_run()}; cache: LAB_CACHE or {default_cache()}.",
     )
-    parser.add_argument("--release", choices=("bookworm", "trixie"), default="bookworm",
-                        help="whose QEMU and libvirt the hosts run (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--release",
+        choices=("bookworm", "trixie"),
+        default="bookworm",
+        help="whose QEMU and libvirt the hosts run (default: %(default)s)",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="start the hosts; they stay until `down`")
-    up.add_argument("--mbit", type=float, default=400.0,
-                    help="migration link, Mbit/s each way; 0 does not shape (default: %(default)s)")  # fmt: skip
-    up.add_argument("--pin", action="store_true",
-                    help="give host1 processor 0 and host2 processor 1, and no others")  # fmt: skip
-    commands.add_parser("down", help="end everything, also what a killed run left")
+    up.add_argument(
+        "--mbit",
+        type=float,
+        default=400.0,
+        help="migration link, Mbit/s each way; 0 does not shape (default: %(default)s)",
+    )
+    up.add_argument(
+        "--pin",
+        action="store_true",
+        help="give host1 processor 0 and host2 processor 1, and no others",
+    )
+    down = commands.add_parser("down", help="end everything, also what a killed run left")
+    down.add_argument("--force", action="store_true", help="also if a living process has it")
     commands.add_parser("status", help="what is up, as JSON")
     commands.add_parser("image", help="build the guest's image, if it is not cached")
     shell = commands.add_parser("shell", help="a shell, or a command, inside a host")
@@ -53,16 +65,17 @@ def main() -> int:
             pinned = {"host1": {0}, "host2": {1}} if wanted.pin else None
             lab = Lab(release=wanted.release, link_mbit=wanted.mbit or None, cpus=pinned,
                       progress=_progress)  # fmt: skip
-            print(json.dumps(lab.up(keep=True).status(), indent=2))
+            with endings.orderly():
+                print(json.dumps(lab.up(keep=True).status(), indent=2))
             return 0
         lab = Lab(release=wanted.release, progress=_progress)
         if wanted.command == "down":
-            print(f"{lab.down()} processes ended")
+            print(f"{lab.down(force=wanted.force)} processes ended")
         elif wanted.command == "status":
             print(json.dumps(lab.attach().status(), indent=2))
         elif wanted.command == "image":
-            print(json.dumps({k: str(v) for k, v in vars(image.build(lab.cache, _progress)).items()},
-                             indent=2))  # fmt: skip
+            built = vars(image.build(lab.cache, _progress))
+            print(json.dumps({part: str(path) for part, path in built.items()}, indent=2))
         else:
             _enter(lab, wanted.host, wanted.words)
     except LabError as error:

@@ -70,7 +70,9 @@ def main() -> int:
     """One side, until it is ended."""
     parser = argparse.ArgumentParser(prog="python -m lab.forward")
     parser.add_argument("role", choices=("source", "destination"))
-    parser.add_argument("path", help="unix socket: listened on by source, connected to by the other")
+    parser.add_argument(
+        "path", help="unix socket: listened on by source, connected to by the other"
+    )
     parser.add_argument("address", help="the destination's address on the migration link")
     parser.add_argument("port", type=int)
     wanted = parser.parse_args()

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,10 +103,23 @@ MASKED = (
     "systemd-update-done.service",
     "systemd-update-utmp.service",
 )
-REMOVED = ("boot", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info",
-           "usr/share/bash-completion", "var/cache/apt", "var/lib/apt/lists", "usr/share/i18n",
-           "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin",
-           "usr/lib/systemd/system-generators", "usr/lib/systemd/system-environment-generators")  # fmt: skip
+REMOVED = (
+    "boot",
+    "usr/lib/systemd/system-environment-generators",
+    "usr/lib/systemd/system-generators",
+    "usr/lib/udev/hwdb.bin",
+    "usr/lib/udev/hwdb.d",
+    "usr/share/bash-completion",
+    "usr/share/doc",
+    "usr/share/i18n",
+    "usr/share/info",
+    "usr/share/locale",
+    "usr/share/man",
+    "var/cache/apt",
+    "var/lib/apt/lists",
+)
+
+_KEPT_S = 3 * 86400
 
 Progress = Callable[[str], None]
 _HERE = Path(__file__).resolve().parent / "guest"
@@ -129,7 +143,10 @@ def build(cache: Path, progress: Progress) -> GuestImage:
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "image.lock"):
         base = _base(cache, progress)
-        return GuestImage(base / "vmlinuz", _initrd(cache, base, progress), base / "root.ext4")
+        initrd = _initrd(cache, base, progress)
+        for used in (base, initrd):
+            os.utime(used)
+        return GuestImage(base / "vmlinuz", initrd, base / "root.ext4")
 
 
 @contextmanager
@@ -174,10 +191,15 @@ def _base(cache: Path, progress: Progress) -> Path:
 
 
 def debian_root(root: Path, release: str, packages: tuple[str, ...]) -> None:
-    """Make a small Debian system at ``root``: ``release`` with ``packages``, nothing recommended."""
+    """Make a small Debian system at ``root``: ``packages`` of ``release``, nothing recommended."""
     excluded = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
+    # mmdebstrap mounts /proc, /sys and /dev below root. In namespaces of its own, so that neither
+    # its mounts nor its processes outlive it, however it ends, and root can be removed safely.
+    alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
+             "--propagation", "private", "--")  # fmt: skip
     run(
         [
+            *alone,
             "mmdebstrap",
             "--mode=root",
             "--variant=minbase",
@@ -260,7 +282,16 @@ def _initrd(cache: Path, base: Path, progress: Progress) -> Path:
         compressed = Path(work) / "compressed"
         compressed.write_bytes(gzip.compress(archive.read_bytes(), 1, mtime=0))
         compressed.rename(target)
+    _forget_old(cache)
     return target
+
+
+def _forget_old(cache: Path) -> None:
+    """Remove images that nothing has booted from for days."""
+    limit = time.time() - _KEPT_S
+    for path in (*cache.glob("initrd-*.gz"), *cache.glob("guest-*")):
+        if path.stat().st_mtime < limit:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _fill_initrd(tree: Path, base: Path, agent: list[tuple[Path, bytes]]) -> None:
@@ -292,8 +323,6 @@ def _fill_initrd(tree: Path, base: Path, agent: list[tuple[Path, bytes]]) -> Non
         at = files / place
         at.parent.mkdir(parents=True, exist_ok=True)
         at.write_bytes(content)
-        if at.suffix == ".service":
-            wanted.append(at.name)
     for name in wanted:
         (units / "lab.target.wants" / name).symlink_to(f"/etc/systemd/system/{name}")
 

@@ -5,18 +5,17 @@ import atexit
 import json
 import os
 import shutil
-import signal
 import threading
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import libvirt
 
-from lab import acceleration, image, network, processes
+from lab import acceleration, endings, image, network, processes
 from lab.domain import GuestSpec, domain_xml
 from lab.errors import LabError
 from lab.guests import Guest
@@ -78,14 +77,15 @@ class Lab:
         self.acceleration = ""
         self._numbers: dict[str, int] = {}
         self._collector: Collector | None = None
+        self._programs: list[Program] = []
         self._token = ""
         self._keep = False
         self._ended = threading.Lock()
-        self._previous: dict[signal.Signals, Any] = {}
+        self._block = ExitStack()
 
     def _libvirtd(self, holder: Holder) -> Libvirtd:
         release = self.release
-        probed = self.cache / f"probed-{release.name}-{holder.name}"
+        probed = self.cache / f"probed-{release.name}"
         return Libvirtd(holder, release.root, probed, (self.cache, self.run_dir))
 
     # --- up and down ----------------------------------------------------------------------
@@ -110,13 +110,10 @@ class Lab:
     def _claim(self) -> None:
         state = self._read_state()
         if state is not None:
-            owner = state.get("owner")
-            alive = owner is None or processes.started_at(owner["pid"]) == owner["started"]
-            if alive and any(processes.belonging_to(str(state["token"]))):
-                raise LabError(
-                    f"a laboratory is up in {self.run_dir}"
-                    + (": run `python -m lab down`" if owner is None else f" (pid {owner['pid']})")
-                )
+            if state.get("owner") is None and any(processes.belonging_to(str(state["token"]))):
+                raise LabError(f"a laboratory is up in {self.run_dir}: run `python -m lab down`")
+            if (owner := _living_owner(state)) is not None:
+                raise LabError(f"process {owner} has a laboratory in {self.run_dir}")
             self.down()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._token = str(uuid.uuid4())
@@ -155,7 +152,7 @@ class Lab:
         Raises LabError where there is none, or another release's.
         """
         state = self._read_state()
-        if state is None or "holders" not in state:
+        if state is None or "image" not in state:
             raise LabError(f"no laboratory is up in {self.run_dir}: run `python -m lab up`")
         if state["release"] != self.release.name:
             raise LabError(f"the laboratory that is up is {state['release']}'s")
@@ -163,25 +160,40 @@ class Lab:
         for holder in (self.control, *(host.holder for host in self.hosts.values())):
             holder.adopt(state["holders"][holder.name])
         self.link.mbit = state["link_mbit"]
-        self._prepare_image()
+        self.acceleration = state["acceleration"]
+        self.image = image.GuestImage(*(Path(path) for path in state["image"]))
         self._numbers = dict(state["numbers"])
         return self
 
-    def down(self) -> int:
+    def down(self, *, force: bool = False) -> int:
         """End every process and remove every file of the laboratory in this run directory,
         also what an earlier, killed process left. Returns how many processes were ended.
+
+        Raises LabError where it is another, living process's, and ``force`` is not given.
         """
+        state = self._read_state()
+        if state is not None and state["token"] != self._token and not force:
+            owner = _living_owner(state)
+            if owner is not None:
+                raise LabError(f"process {owner} has a laboratory in {self.run_dir}")
+        return self._end(state)
+
+    def _end(self, state: Mapping[str, Any] | None) -> int:
         with self._ended:
             atexit.unregister(self.down)
+            for program in self._programs:
+                program.stop()
+            self._programs.clear()
             for host in self.hosts.values():
                 host.disconnect()
             if self._collector is not None:
                 self._collector.stop()
                 self._collector = None
-            state = self._read_state()
             ended = 0
             for token in {self._token, str(state["token"]) if state else ""} - {""}:
                 ended += processes.end_all(token)
+            for host in self.hosts.values():
+                host.libvirtd.ended()
             self._token = ""
             self.guests.clear()
             if state is not None:
@@ -189,30 +201,15 @@ class Lab:
             return ended
 
     def __enter__(self) -> "Lab":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                self._previous[number] = signal.signal(number, _raise_exit)
-        try:
-            return self.up()
-        except BaseException:
-            self._restore_signals()
-            raise
+        with ExitStack() as stack:
+            stack.enter_context(endings.orderly())
+            self.up()
+            stack.callback(self.down)
+            self._block = stack.pop_all()
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.down()
-        finally:
-            self._restore_signals()
-
-    def _restore_signals(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+    def __exit__(self, *raised: Any) -> None:
+        self._block.close()
 
     # --- guests ---------------------------------------------------------------------------
 
@@ -249,7 +246,11 @@ class Lab:
         if start:
             self.collector.probe(name)
             self._progress(f"Starting {name} ({spec.workload}) on {host}")
-            guest.start()
+            try:
+                guest.start()
+            except libvirt.libvirtError as error:
+                self.forget(guest)
+                raise LabError(f"{name} on {host}: {error}") from error
             if wait:
                 guest.wait_ready()
         return guest
@@ -262,7 +263,9 @@ class Lab:
         for key, value in wanted.items():
             words += [f"--{key.replace('_', '-')}", str(value)]
         self.collector.probe(guest.name)
-        return Program(self.control, "redis_load", words).start()
+        program = Program(self.control, "redis_load", words).start()
+        self._programs.append(program)
+        return program
 
     def forget(self, guest: Guest) -> None:
         """``guest`` was destroyed: its name and its number are free again."""
@@ -316,6 +319,10 @@ class Lab:
             "numbers": self._numbers,
             "since": time.time(),
         }
+        if self.image is not None:
+            paths = (self.image.kernel, self.image.initrd, self.image.root)
+            state["image"] = [str(path) for path in paths]
+            state["acceleration"] = self.acceleration
         if self.control.pid:
             holders = (self.control, *(host.holder for host in self.hosts.values()))
             state["holders"] = {holder.name: holder.describe() for holder in holders}
@@ -324,16 +331,20 @@ class Lab:
         partial.rename(self._state_file)
 
 
+def _living_owner(state: Mapping[str, Any]) -> int | None:
+    """The process whose end ends this laboratory, if there is one and it lives."""
+    owner = state.get("owner")
+    if owner is None or processes.started_at(owner["pid"]) != owner["started"]:
+        return None
+    return int(owner["pid"])
+
+
 def _version(number: int) -> str:
     return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
 
 
-def _raise_exit(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
 def _quiet(_: object, error: object) -> None:
-    """libvirt prints every error to stderr unless told not to; they are raised as well."""
+    """Keep libvirt from printing errors to stderr: they are raised as well."""
 
 
 libvirt.registerErrorHandler(_quiet, None)

@@ -13,6 +13,7 @@ from lab.network import MIGRATION_ADDRESS
 from lab.processes import wait_for_file
 
 SOCKET = "/run/libvirt/libvirt-sock"
+_PROBED = "var/cache/libvirt/qemu/capabilities"
 #: Directories of libvirt's that each host has for itself.
 _OWN = ("/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
 
@@ -79,7 +80,7 @@ class Libvirtd:
 
     @property
     def socket(self) -> Path:
-        """libvirtd's unix socket, as seen from outside."""
+        """The unix socket of libvirtd, as seen from outside."""
         return self._host.outside(SOCKET)
 
     def inside(self, command: list[str]) -> list[str]:
@@ -98,14 +99,14 @@ class Libvirtd:
         )
         (own / "etc/libvirt/qemu.conf").write_text(_QEMU_CONF.format(address=address))
         if self._probed.exists():
-            shutil.copytree(self._probed, own / "var/cache/libvirt/qemu/capabilities")
+            shutil.copytree(self._probed, own / _PROBED)
         self._host.run(["sh", "-c", _MOUNTS, "sh", str(own), str(self._root or "")])
         if self._root is not None:
-            for path in self._shared:
-                inside = self._root / path.relative_to("/")
+            for shared in self._shared:
+                inside = self._root / shared.relative_to("/")
                 self._host.run(["mkdir", "-p", str(inside)])
-                if not path.is_relative_to("/run"):
-                    self._host.run(["mount", "--bind", str(path), str(inside)])
+                if not shared.is_relative_to("/run"):
+                    self._host.run(["mount", "--bind", str(shared), str(inside)])
 
     def start(self) -> None:
         """Start it; ``wait`` says when it answers."""
@@ -127,7 +128,16 @@ class Libvirtd:
 
     def keep_probed(self) -> None:
         """Keep what it found out about QEMU for the next time."""
-        found = self._host.directory / "var/cache/libvirt/qemu/capabilities"
-        if found.exists() and not self._probed.exists():
-            self._probed.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(found, self._probed)
+        self._probed.mkdir(parents=True, exist_ok=True)
+        for found in (self._host.directory / _PROBED).glob("*.xml"):
+            kept = self._probed / found.name
+            if not kept.exists() or kept.read_bytes() != found.read_bytes():
+                partial = self._probed / f".{found.name}.{self._host.pid}"
+                shutil.copyfile(found, partial)
+                partial.replace(kept)
+
+    def ended(self) -> None:
+        """Its process was ended by number: take note."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.wait()

@@ -68,7 +68,8 @@ class Holder:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
         )  # fmt: skip
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         with process.stdout, process.stderr:
             if not process.stdout.readline():
                 raise LabError(f"no namespaces: {process.stderr.read().decode().strip()}")

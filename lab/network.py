@@ -50,7 +50,7 @@ class Link:
         self.mbit = mbit
 
     def cut(self) -> None:
-        """Nothing crosses any more, and nobody is told: connections wait, as when a cable is out."""
+        """Let nothing cross, and tell nobody: connections wait, as when a cable is out."""
         for end in self._ends:
             end.run(["ip", "link", "set", MIGRATION_DEVICE, "down"])
 
@@ -68,7 +68,9 @@ class Link:
 def connect(control: Holder, hosts: tuple[Holder, Holder]) -> Link:
     """Lay both networks; returns the migration link, not shaped yet."""
     one, two = hosts
-    control.run(["ip", "-batch", "-"], stdin=f"""
+    control.run(
+        ["ip", "-batch", "-"],
+        stdin=f"""
 link add {DATA_BRIDGE} type bridge forward_delay 0
 addr add {CONTROL_ADDRESS}/{PREFIX} dev {DATA_BRIDGE}
 link set {DATA_BRIDGE} up
@@ -76,15 +78,19 @@ link add to-{one.name} type veth peer name up0 netns {one.pid}
 link add to-{two.name} type veth peer name up0 netns {two.pid}
 link set to-{one.name} master {DATA_BRIDGE} up
 link set to-{two.name} master {DATA_BRIDGE} up
-""")
+""",
+    )
     one.run(["ip", "link", "add", MIGRATION_DEVICE, "type", "veth", "peer", "name",
              MIGRATION_DEVICE, "netns", str(two.pid)])  # fmt: skip
     for host in hosts:
-        host.run(["ip", "-batch", "-"], stdin=f"""
+        host.run(
+            ["ip", "-batch", "-"],
+            stdin=f"""
 link add {DATA_BRIDGE} type bridge forward_delay 0
 link set {DATA_BRIDGE} up
 link set up0 master {DATA_BRIDGE} up
 addr add {MIGRATION_ADDRESS[host.name]}/{PREFIX} dev {MIGRATION_DEVICE}
 link set {MIGRATION_DEVICE} up
-""")
+""",
+        )
     return Link(hosts)

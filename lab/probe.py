@@ -174,8 +174,8 @@ def decode(data: bytes, at: float) -> tuple[str, Report] | None:
     """Name and report in a datagram that came at time ``at``; None if it is not one of ours."""
     if len(data) != DATAGRAM.size:
         return None
-    magic, name, state, sequence, operations, guest_ns, mismatches, token, detail = (
-        DATAGRAM.unpack(data)
+    magic, name, state, sequence, operations, guest_ns, mismatches, token, detail = DATAGRAM.unpack(
+        data
     )
     if magic != MAGIC:
         return None

@@ -31,24 +31,30 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``command`` to its end; output (both kinds, in order) is in ``stdout``.
 
+    It is ended with its children if this is interrupted.
     Raises CommandFailed unless ``check`` is false, subprocess.TimeoutExpired after ``timeout`` s.
     """
-    done = subprocess.run(
-        list(command),
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
+    words = list(command)
+    with subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        timeout=timeout,
-        check=False,
         env=env,
         cwd=cwd,
-    )
-    if check and done.returncode:
-        raise CommandFailed(list(command), done.returncode, done.stdout)
-    return done
+        process_group=0,
+    ) as process:
+        try:
+            output, _ = process.communicate(stdin, timeout)
+        except BaseException:
+            if process.returncode is None:  # not reaped yet: the number is still its own
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if check and process.returncode:
+        raise CommandFailed(words, process.returncode, output)
+    return subprocess.CompletedProcess(words, process.returncode, output)
 
 
 def started_at(pid: int) -> int | None:

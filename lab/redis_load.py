@@ -46,7 +46,8 @@ def popularity(keys: int, exponent: float, samples: int, seed: int) -> npt.NDArr
     draw = np.random.default_rng(seed)
     cumulative = np.cumsum(np.arange(1, keys + 1, dtype=np.float64) ** -exponent)
     ranks = np.searchsorted(cumulative, draw.random(samples) * cumulative[-1])
-    return draw.permutation(keys)[np.minimum(ranks, keys - 1)].astype(np.int64)
+    chosen: npt.NDArray[np.int64] = draw.permutation(keys)[np.minimum(ranks, keys - 1)]
+    return chosen
 
 
 class Requests:
