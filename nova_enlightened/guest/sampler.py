@@ -23,6 +23,7 @@ FORGET_AFTER = wire.HISTORY
 WINDOW = 128 << 20
 SPARSE = 64
 """An area this many times larger than what is in memory of it is searched, not read whole."""
+SPARSE_WINDOW = 2 << 20
 LARGE = 1 << 30
 """Bytes an area has at least for that."""
 MOST_PAGES = 4 << 20
@@ -148,7 +149,7 @@ class Sampler:
             ticks = usage.ticks - before.ticks if before is not None and same else usage.ticks
             shares[pid] = ticks / self._ticks / elapsed
         self._last = current
-        self._pages = min(MOST_PAGES, 3 * self._frames)
+        self._pages = min(MOST_PAGES, 3 * self._frames + (1 << 15))
         self._areas = MOST_AREAS
         faults = 0
         for pid in list(self.watched):
@@ -219,7 +220,9 @@ class Sampler:
         """Take the sample of one process; False if it is gone."""
         before, watched.windows = watched.windows, {}
         try:
-            for mapping in self._proc.mappings(watched.usage.pid):
+            mappings = self._proc.mappings(watched.usage.pid)
+            # Should they be too many, the small ones (code, stacks) are worth more a page.
+            for mapping in sorted(mappings, key=lambda m: m.end - m.start):
                 self._look_at(watched, mapping, before)
         except OSError:
             return False
@@ -253,23 +256,20 @@ class Sampler:
     def _windows(self, descriptor: int, mapping: procfs.Mapping) -> Iterator[Tuple[int, int]]:
         """Cut an area into windows; leave out those without pages where that can be found out."""
         size = mapping.end - mapping.start
-        starts = range(mapping.start, mapping.end, WINDOW)
-        if size >= LARGE and size > SPARSE * mapping.rss:
-            if self._can_scan is None:
-                self._can_scan = self._scan.probe(descriptor)
-            if not self._can_scan:
-                self.skipped += 1
-                return
-            found: Set[int] = set()
-            for low, high in self._scan.present(descriptor, mapping.start, mapping.end):
-                first = (low - mapping.start) // WINDOW
-                found.update(range(first, (high - 1 - mapping.start) // WINDOW + 1))
-            starts = range(0)
-            for k in sorted(found):
-                start = mapping.start + k * WINDOW
+        if size < LARGE or size <= SPARSE * mapping.rss:
+            for start in range(mapping.start, mapping.end, WINDOW):
                 yield start, min(start + WINDOW, mapping.end)
-        for start in starts:
-            yield start, min(start + WINDOW, mapping.end)
+            return
+        if self._can_scan is None:
+            self._can_scan = self._scan.probe(descriptor)
+        if not self._can_scan:
+            self.skipped += 1
+            return
+        found: Set[int] = set()
+        for low, high in self._scan.present(descriptor, mapping.start, mapping.end):
+            found.update(range(low // SPARSE_WINDOW, (high - 1) // SPARSE_WINDOW + 1))
+        for start in sorted(k * SPARSE_WINDOW for k in found):
+            yield max(start, mapping.start), min(start + SPARSE_WINDOW, mapping.end)
 
 
 def _read_share(mapping: procfs.Mapping, used_pages: int) -> int:
