@@ -235,21 +235,20 @@ def load(names: Iterable[str]) -> list[type[HintSource]]:
 
     :raises HintError: there is no such plugin, or it does not load.
     """
-    wanted = list(names)
 
     def failed(manager: object, entry: EntryPoint, error: BaseException) -> None:
         raise HintError(f"hint source {entry.name!r} does not load: {error}") from error
 
+    def missing(unknown: Iterable[str]) -> None:
+        raise HintError(f"no hint source is called {', '.join(sorted(unknown))}")
+
     found: named.NamedExtensionManager[HintSource] = named.NamedExtensionManager(
         NAMESPACE,
-        wanted,
+        list(names),
         name_order=True,
         on_load_failure_callback=failed,
-        warn_on_missing_entrypoint=False,
+        on_missing_entrypoints_callback=missing,
     )
-    missing = set(wanted) - set(found.names())
-    if missing:
-        raise HintError(f"no hint source is called {', '.join(sorted(missing))}")
     return [extension.plugin for extension in found]
 
 
