@@ -46,7 +46,8 @@ class BareQemu:
         try:
             self.monitor.open()
         except MonitorError as error:
-            raise MonitorError(f"{error}\n{self.log.read_text()[-1000:]}") from error
+            said = self.log.read_text()[-1000:] if self.log.exists() else "(no log)"
+            raise MonitorError(f"{error}\n{said}") from error
 
     def set(self, *, preempt: bool, postcopy: bool) -> None:
         """Set the capabilities of the next migration, and no limit on its rate."""
@@ -73,7 +74,7 @@ class BareGuest:
         self._place = 0
         self._ports = itertools.count(4900)
         for host in lab.hosts.values():
-            host.run(["ip", "tuntap", "add", "dev", self._tap, "mode", "tap"])
+            host.run(["ip", "tuntap", "add", "dev", self._tap, "mode", "tap"], check=False)
             host.run(["ip", "link", "set", self._tap, "master", DATA_BRIDGE, "up"])
         self._qemu = BareQemu(self._host(0), self._arguments(0))
         self._qemu.open()

@@ -18,6 +18,7 @@ from lab.way import Migration, Way
 BASELINE_S = 4.0
 SETTLE_S = 1.5
 AFTER_S = 1.0
+SHOWN_BEFORE_S = 3.0
 CURVE_BIN_S = 0.1
 
 
@@ -33,6 +34,9 @@ class Stage(Protocol):
 
     def wait(self, seconds: float) -> None:
         """Let the guest work."""
+
+    def prepare(self, way: Way) -> None:
+        """The guest that this way needs runs, and no other. Raises StageError."""
 
     def arm(self) -> None:
         """Have knowledge of the guest ready. Raises StageError when none comes."""
@@ -61,6 +65,12 @@ class Run:
     def way(self) -> Way:
         """How it was migrated."""
         return self.migration.way
+
+    @property
+    def planned(self) -> bool:
+        """Whether the relay had a plan, that is, knowledge of the guest."""
+        marks = self.migration.relay.get("marks") or {}
+        return marks.get("planned") is not None
 
     @property
     def recovery_s(self) -> float:
@@ -124,6 +134,7 @@ class Series:
 
 def one_run(stage: Stage, way: Way, number: int, limit_s: float) -> Run:
     """Measure one migration. Raises StageError, MeasureError."""
+    stage.prepare(way)
     stage.wait(SETTLE_S)
     first = stage.now()
     stage.wait(BASELINE_S)
@@ -148,7 +159,7 @@ def one_run(stage: Stage, way: Way, number: int, limit_s: float) -> Run:
     if way.enlightened and ordered - last > measures.BASELINE_GROUP_S:
         while_armed = stage.rates(last, ordered, last, measures.BIN_S)
         armed = while_armed.work(last, ordered) / (ordered - last) / baseline
-    shown = stage.rates(ordered - 3.0, stage.now(), ordered, CURVE_BIN_S)
+    shown = stage.rates(ordered - SHOWN_BEFORE_S, stage.now(), ordered, CURVE_BIN_S)
     return Run(number, migration, cost, shown, armed)
 
 
@@ -189,6 +200,15 @@ def curve(series: RateSeries, zero: float, baseline: float) -> dict[str, Any]:
     """A series for the plots: per cent of baseline, times from ``zero``."""
     shares = [round(100 * float(rate) / baseline) for rate in series.rates]
     return {"start": round(series.start - zero, 3), "bin_s": series.bin_s, "percent": shares}
+
+
+def coarser(series: RateSeries, bin_s: float = CURVE_BIN_S) -> RateSeries:
+    """The series in bins of ``bin_s``, a multiple of its own; a last partial bin is dropped."""
+    each = round(bin_s / series.bin_s)
+    whole = len(series.rates) // each * each
+    return RateSeries(
+        series.start, series.bin_s * each, series.rates[:whole].reshape(-1, each).mean(axis=1)
+    )
 
 
 def rounded(value: float | None) -> float | None:

@@ -7,9 +7,11 @@ destination is executing, each stamped by the QEMU it happened in.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from lab.hosts import Host
 from lab.watch import Watch
 from lab.way import Migration, Way
 from nova_enlightened import exception
-from nova_enlightened.host.eviction import Eviction, Route
+from nova_enlightened.host.eviction import Eviction, EvictionTimes, Route
 from nova_enlightened.host.guest import GuestSession
 from nova_enlightened.knowledge.layout import MemoryLayout
 
@@ -32,6 +34,25 @@ if TYPE_CHECKING:
 ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU = 0.5, 60.0, 0.1
 _ALWAYS_PREEMPTS = 10_001_000
 _GRACE_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LabEviction:
+    """An eviction and what it is about."""
+
+    domain: libvirt.virDomain
+    relay_state: Callable[[], Mapping[str, Any]]
+    eviction: Eviction
+
+    @property
+    def times(self) -> EvictionTimes:
+        """When its steps happened."""
+        return self.eviction.times
+
+    def switch_again(self) -> None:
+        """QEMU forgets an order to switch that it took before its migration began."""
+        with suppress(libvirt.libvirtError):  # it has switched since, or has ended
+            self.domain.migrateStartPostCopy(0)
 
 
 def arm(guest: Guest, seconds: float = 20.0) -> GuestSession:
@@ -82,33 +103,27 @@ def migrate(
     limit_s: float = 120.0,
     tls: Path | None = None,
     policy: str = "heat",
+    tell: Callable[[Mapping[str, Any]], None] = lambda state: None,
 ) -> Migration:
     """Migrate to the other host and wait until the source is free.
 
     ``session``: of ``arm``; ours without one goes in stock order. ``limit_s``: when pre-copy is
     given up. ``tls``: the directory of ``relays.certificates``; None carries plaintext.
+    ``tell`` gets the source relay's state (empty without one) about four times a second.
     A failure is told in the answer. Raises LabError where nothing could be ordered.
     """
     source = guest.host
     destination = other(lab, source)
     if way.postcopy and way.preempt != preempts(source):
         raise LabError(f"{source.name}'s libvirt has no way to do {way.words}")
-    dom = source.connection.lookupByName(guest.name)
     with Watch(guest.name, (source, destination)) as watch:
         ordered = time.monotonic()
         pair: relays.RelayPair | None = None
         extra: dict[str, float] = {}
         if way.enlightened:
             pair, extra = _start_relays(guest, source, destination, session, tls, policy)
-        route = Route(
-            control_uri=destination.libvirt_uri(remote=True),
-            migrate_uri=pair.migrate_uri if pair else None,
-            postcopy=way.postcopy,
-            ordered=pair is not None and session is not None,
-        )
-        eviction = Eviction(dom, route, relay_state=pair.source.state if pair else dict)
-        failure = _run(eviction, dom, way, limit_s, lambda: watch.at(source, "STOP"))
-        freed = None if failure else watch.wait(source, "STOPPED", _GRACE_S)
+        eviction = _eviction(guest, source, destination, way, pair)
+        failure = _run(eviction, way, limit_s, tell, lambda: watch.at(source, "STOP") is not None)
         return Migration(
             way=way,
             guest=guest.name,
@@ -119,12 +134,26 @@ def migrate(
             switch_accepted=eviction.times.switch_accepted,
             switchover=watch.at(source, "STOP"),
             executing=watch.at(destination, "RESUME"),
-            source_freed=freed,
+            source_freed=None if failure else watch.wait(source, "STOPPED", _GRACE_S),
             completed=eviction.times.completed,
             extra=extra,
             relay=_last_state(pair),
             failure=failure,
         )
+
+
+def _eviction(
+    guest: Guest, source: Host, destination: Host, way: Way, pair: relays.RelayPair | None
+) -> LabEviction:
+    route = Route(
+        control_uri=destination.libvirt_uri(remote=True),
+        migrate_uri=pair.migrate_uri if pair else None,
+        postcopy=way.postcopy,
+        ordered=pair is not None and pair.source.spec.knowledge is not None,
+    )
+    state: Callable[[], Mapping[str, Any]] = pair.source.state if pair else dict
+    domain = source.connection.lookupByName(guest.name)
+    return LabEviction(domain, state, Eviction(domain, route, relay_state=state))
 
 
 def _start_relays(
@@ -151,18 +180,18 @@ def _start_relays(
 
 
 def _run(
-    eviction: Eviction,
-    dom: libvirt.virDomain,
+    started: LabEviction,
     way: Way,
     limit_s: float,
-    switched: Callable[[], float | None],
+    tell: Callable[[Mapping[str, Any]], None],
+    switched: Callable[[], bool],
 ) -> str | None:
     """Run it to its end or to the limit; why it failed, None if it did not."""
     failed: list[str] = []
 
     def run() -> None:
         try:
-            eviction.run()
+            started.eviction.run()
         except exception.EnlightenedError as error:
             failed.append(str(error))
 
@@ -171,22 +200,15 @@ def _run(
     deadline = time.monotonic() + limit_s
     while thread.is_alive() and time.monotonic() < deadline:
         thread.join(0.25)
-        if eviction.times.switch_accepted is not None and switched() is None:
-            _switch_again(dom)
+        tell(started.relay_state())
+        if started.times.switch_accepted is not None and not switched():
+            started.switch_again()
     if thread.is_alive():
         failed.append(f"given up after {limit_s:.0f} s")
-        if not way.postcopy or eviction.times.switch_accepted is None:
-            dom.abortJob()
+        if not way.postcopy or not switched():
+            started.domain.abortJob()
         thread.join(_GRACE_S)
     return "; ".join(failed) or None
-
-
-def _switch_again(dom: libvirt.virDomain) -> None:
-    """QEMU forgets an order to switch that it took before its migration began."""
-    try:
-        dom.migrateStartPostCopy(0)
-    except libvirt.libvirtError:
-        pass  # it has switched since, or has ended
 
 
 def _last_state(pair: relays.RelayPair | None) -> dict[str, Any]:

@@ -39,6 +39,9 @@ class FakeStage:
     def wait(self, seconds: float) -> None:
         self.clock += seconds
 
+    def prepare(self, way: Way) -> None:
+        pass
+
     def arm(self) -> None:
         self.calls.append("arm")
         self.clock += 2.0
