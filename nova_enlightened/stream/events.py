@@ -54,8 +54,8 @@ class OpaqueReason(enum.Enum):
     COMMAND = "unknown command"
     RAM_FLAGS = "unknown RAM flags"
     NO_BLOCK = "page of no block"
-    UNKNOWN_BLOCK = "page of an unlisted block"
-    OUTSIDE_BLOCK = "page outside its block"
+    UNKNOWN_BLOCK = "RAM of an unlisted block"
+    OUTSIDE_BLOCK = "RAM beyond its block"
     OUT_OF_PLACE = "out of place"
 
 
@@ -88,7 +88,10 @@ class SectionStart:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SectionEnd:
-    """The end mark of a RAM section (or of a preempt channel) was read."""
+    """The end mark of a RAM section was read, or that of a preempt channel (id None).
+
+    Only sources before QEMU 8.0 mark the end of a preempt channel.
+    """
 
     section_id: int | None
 
@@ -151,7 +154,7 @@ class PostcopyRun:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EndOfStream:
-    """The source has said everything."""
+    """The main stream, first or resumed, has said everything about the guest."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

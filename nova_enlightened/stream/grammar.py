@@ -11,11 +11,12 @@ from nova_enlightened.stream import limits, sections
 from nova_enlightened.stream.events import OpaqueReason
 from nova_enlightened.stream.ram_records import RamRecords
 from nova_enlightened.stream.reader import Reader, Refused, text
-from nova_enlightened.stream.states import INITIAL, TRANSITIONS, Channel, Input, State
+from nova_enlightened.stream.states import FIRST_INPUT, TRANSITIONS, Channel, Input, State
 from nova_enlightened.stream.wire import (
     FILE_MAGIC,
     FILE_VERSION,
     FLAGS_MASK,
+    MULTIFD_MAGIC,
     RAM_SECTION_NAME,
     RAM_SECTION_VERSION,
     TARGET_PAGE_BITS,
@@ -37,6 +38,20 @@ _REFUSED_FLAGS: Final[dict[int, OpaqueReason]] = {
 }
 
 
+def recognise_channel(first: bytes | bytearray | memoryview) -> Channel | None:
+    """Which channel of a migration begins with these bytes; None when fewer than 4 are given.
+
+    A main stream starts with its magic number, a multifd channel with another; a resumed one
+    with a command; a preempt channel with the 64-bit offset of a page, so with a 0 byte. Anything
+    else is called MAIN, which then reports what it is not.
+    """
+    if len(first) < 4:
+        return None
+    if int.from_bytes(first[:4], "big") == MULTIFD_MAGIC:
+        return Channel.MULTIFD
+    return {SectionType.COMMAND: Channel.RESUMED, 0: Channel.PREEMPT}.get(first[0], Channel.MAIN)
+
+
 class Grammar:
     """Turns elements into events; owns the state, but no bytes.
 
@@ -45,10 +60,9 @@ class Grammar:
     counted with :meth:`skipped`) before the next.
     """
 
-    def __init__(
-        self, channel: Channel, ram_section_id: int | None, blocks: Mapping[str, int] | None
-    ) -> None:
-        self.state = INITIAL[channel]
+    def __init__(self, ram_section_id: int | None, blocks: Mapping[str, int] | None) -> None:
+        self.state = State.FIRST
+        self.channel: Channel | None = None
         self.events: collections.deque[ev.Event] = collections.deque()
         self.base = 0
         self.skip = 0
@@ -115,7 +129,22 @@ class Grammar:
             raise Refused(OpaqueReason.OUT_OF_PLACE, f"{given.value} in state {self.state.value}")
         self.state = then
 
+    def enter(self, channel: Channel) -> None:
+        """Begin the stream of this channel.
+
+        :raises Refused: it is a multifd channel.
+        """
+        if channel is Channel.MULTIFD:
+            raise Refused(OpaqueReason.MULTIFD, "a multifd channel")
+        self._go(FIRST_INPUT[channel])
+        self.channel = channel
+
     # Elements of the main stream.
+
+    def _read_first(self, view: memoryview, position: int, end: int) -> int:
+        channel = recognise_channel(Reader(view, position, end).peek(4))
+        self.enter(channel or Channel.MAIN)
+        return 0
 
     def _read_header(self, view: memoryview, position: int, end: int) -> int:
         if view[position] == TLS_HANDSHAKE:
@@ -227,7 +256,10 @@ class Grammar:
                 if not self._package_left:
                     self._go(Input.PACKAGE_END)
             case CommandKind.POSTCOPY_RAM_DISCARD:
-                self._emit(sections.read_discard(data))
+                discard = sections.read_discard(data)
+                for start, length in discard.ranges:
+                    self._pages.check(discard.block, start + length)
+                self._emit(discard)
             case CommandKind.POSTCOPY_LISTEN:
                 self._emit(ev.PostcopyListen())
             case CommandKind.POSTCOPY_RUN:
@@ -268,9 +300,9 @@ class Grammar:
         word = int.from_bytes(view[position : position + 8], "big")
         flags, offset = word & FLAGS_MASK, word & ~FLAGS_MASK
         if flags == RamFlag.EOS:
-            preempt = self.state is State.PREEMPT
+            section_id = None if self.state is State.PREEMPT else self.ram_section_id
             self._go(Input.RAM_END)
-            self._emit(ev.EndOfStream() if preempt else ev.SectionEnd(self.ram_section_id))
+            self._emit(ev.SectionEnd(section_id))
         elif flags == RamFlag.MEM_SIZE:
             self._go(Input.BLOCK_LIST)
             if offset > limits.MAX_RAM_BYTES:
@@ -324,6 +356,7 @@ class Grammar:
 _Step = Callable[[Grammar, memoryview, int, int], int]
 
 _STEPS: Final[dict[State, _Step]] = {
+    State.FIRST: Grammar._read_first,
     State.HEADER: Grammar._read_header,
     State.HEADED: Grammar._read_section,
     State.CONFIGURATION: Grammar._read_section,

@@ -10,27 +10,12 @@ counted. Sources: ``migration/savevm.c`` and ``migration/ram.c`` of QEMU 7.2 and
 from collections.abc import Mapping
 
 from nova_enlightened.exception import StreamError
-from nova_enlightened.stream.events import NEED_DATA, Event, NeedData, OpaqueReason
-from nova_enlightened.stream.grammar import Grammar
-from nova_enlightened.stream.reader import Incomplete
+from nova_enlightened.stream.events import NEED_DATA, Event, NeedData
+from nova_enlightened.stream.grammar import Grammar, recognise_channel
+from nova_enlightened.stream.reader import Incomplete, Refused
 from nova_enlightened.stream.states import COMPLETE, Channel, State
-from nova_enlightened.stream.wire import MULTIFD_MAGIC, SectionType
 
 __all__ = ["NEED_DATA", "Channel", "MigrationStream", "recognise_channel"]
-
-
-def recognise_channel(first: bytes | bytearray | memoryview) -> Channel | None:
-    """Which channel of a migration begins with these bytes; None when fewer than 4 are given.
-
-    A main stream starts with its magic number, a multifd channel with another; a resumed one
-    with a command; a preempt channel with the 64-bit offset of a page, so with a 0 byte. Anything
-    else is called MAIN, which then reports what it is not.
-    """
-    if len(first) < 4:
-        return None
-    if int.from_bytes(first[:4], "big") == MULTIFD_MAGIC:
-        return Channel.MULTIFD
-    return {SectionType.COMMAND: Channel.RESUMED, 0: Channel.PREEMPT}.get(first[0], Channel.MAIN)
 
 
 class MigrationStream:
@@ -38,7 +23,8 @@ class MigrationStream:
 
     Feed with :meth:`receive_data`, then call :meth:`next_event` until :data:`NEED_DATA`.
 
-    :param channel: what the connection is; a multifd channel is opaque from its first byte.
+    :param channel: what the connection is; None: recognise it by its first four bytes. A
+        multifd channel is opaque from its first byte.
     :param ram_section_id: for a resumed stream, the id the first stream gave its RAM section
         (:attr:`ram_section_id`); without it the first section part is taken to be RAM.
     :param blocks: for preempt and resumed streams, name to length in bytes of the RAM blocks, to
@@ -48,18 +34,25 @@ class MigrationStream:
 
     def __init__(
         self,
-        channel: Channel | str = Channel.MAIN,
+        channel: Channel | str | None = None,
         *,
         ram_section_id: int | None = None,
         blocks: Mapping[str, int] | None = None,
     ) -> None:
-        self.channel = Channel(channel)
-        self._grammar = Grammar(self.channel, ram_section_id, blocks)
+        self._grammar = Grammar(ram_section_id, blocks)
         self._error: StreamError | None = None
         self._tail = bytearray()
         self._want = 0
-        if self.channel is Channel.MULTIFD:
-            self._grammar.make_opaque(OpaqueReason.MULTIFD, "a multifd channel")
+        if channel is not None:
+            try:
+                self._grammar.enter(Channel(channel))
+            except Refused as refused:
+                self._grammar.make_opaque(refused.reason, refused.detail)
+
+    @property
+    def channel(self) -> Channel | None:
+        """What the connection is, once known; None too if that is refused."""
+        return self._grammar.channel
 
     @property
     def position(self) -> int:

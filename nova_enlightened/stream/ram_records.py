@@ -194,13 +194,21 @@ class RamRecords:
             self._zero.singles.append(word - flags)
         return reader.position - position
 
-    def _enter(self, name: str, offset: int) -> None:
-        """Make ``name`` the current block, if a page at ``offset`` is inside it."""
+    def check(self, name: str, end: int) -> int:
+        """The length of a block, as far as known.
+
+        :raises Refused: there is no such block, or byte ``end`` is beyond its end.
+        """
         bound = _UNBOUNDED if self.blocks is None else self.blocks.get(name)
         if bound is None:
             raise Refused(OpaqueReason.UNKNOWN_BLOCK, repr(name))
-        if offset >= bound:
-            raise Refused(OpaqueReason.OUTSIDE_BLOCK, f"offset {offset:#x} in {name!r}")
+        if end > bound:
+            raise Refused(OpaqueReason.OUTSIDE_BLOCK, f"{name!r} up to byte {end:#x}")
+        return bound
+
+    def _enter(self, name: str, offset: int) -> None:
+        """Make ``name`` the current block, if a page at ``offset`` is inside it."""
+        bound = self.check(name, offset + TARGET_PAGE_SIZE)
         if name != self._block:
             self._close()
             self._block, self._bound = name, bound

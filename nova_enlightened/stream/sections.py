@@ -87,7 +87,7 @@ def read_block(reader: Reader, remaining: int, shape: BlockListShape) -> RamBloc
     if not name:
         raise StreamError("RAM block without a name")
     length = reader.number(8)
-    if length > remaining:
+    if length > remaining or length % TARGET_PAGE_SIZE:
         raise StreamError(f"RAM block {text(name)!r} of {length} bytes where {remaining} remain")
     last = length == remaining
     words: list[int] = []

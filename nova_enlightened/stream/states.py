@@ -22,6 +22,7 @@ class Channel(enum.StrEnum):
 class State(enum.StrEnum):
     """What the next byte belongs to."""
 
+    FIRST = "first bytes"
     HEADER = "header"
     HEADED = "after header"
     CONFIGURATION = "configuration"
@@ -41,6 +42,9 @@ class State(enum.StrEnum):
 class Input(enum.StrEnum):
     """One element of the stream, recognised."""
 
+    MAIN = "first bytes of a main stream"
+    PREEMPT = "first bytes of a preempt channel"
+    RESUMED = "first bytes of a resumed stream"
     MAGIC = "magic"
     CONFIGURATION = "configuration"
     SUBSECTION = "configuration subsection"
@@ -60,13 +64,12 @@ class Input(enum.StrEnum):
     DESCRIPTION_END = "end of vm description"
 
 
-INITIAL: Final[dict[Channel, State]] = {
-    Channel.MAIN: State.HEADER,
-    Channel.PREEMPT: State.PREEMPT,
-    # A stream resumed after a lost connection has no header.
-    Channel.RESUMED: State.SECTIONS,
-    Channel.MULTIFD: State.OPAQUE,
+FIRST_INPUT: Final[dict[Channel, Input]] = {
+    Channel.MAIN: Input.MAIN,
+    Channel.PREEMPT: Input.PREEMPT,
+    Channel.RESUMED: Input.RESUMED,
 }
+"""What knowing the channel is to the table; a multifd channel is refused."""
 
 _BETWEEN: Final[dict[Input, State]] = {
     Input.RAM_START: State.RAM_SETUP,
@@ -77,6 +80,10 @@ _BETWEEN: Final[dict[Input, State]] = {
 }
 
 TRANSITIONS: Final[dict[tuple[State, Input], State]] = {
+    (State.FIRST, Input.MAIN): State.HEADER,
+    (State.FIRST, Input.PREEMPT): State.PREEMPT,
+    # A stream resumed after a lost connection has no header.
+    (State.FIRST, Input.RESUMED): State.SECTIONS,
     (State.HEADER, Input.MAGIC): State.HEADED,
     (State.HEADED, Input.CONFIGURATION): State.CONFIGURATION,
     (State.CONFIGURATION, Input.SUBSECTION): State.CONFIGURATION,

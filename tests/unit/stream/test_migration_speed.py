@@ -40,11 +40,11 @@ def opened() -> MigrationStream:
 
 
 def records(mix: list[tuple[bool, int]]) -> tuple[bytes, int]:
-    """About ``BYTES`` of page records (1 MiB of zero pages alone), and how many."""
+    """About ``BYTES`` of page records (512 KiB of zero pages alone), and how many."""
     kinds = itertools.chain.from_iterable(
         itertools.repeat(zero, count) for zero, count in itertools.cycle(mix)
     )
-    want = BYTES if any(not zero for zero, _ in mix) else 1 << 20
+    want = BYTES if any(not zero for zero, _ in mix) else 512 << 10
     parts: list[bytes] = []
     size = 0
     payload = bytes(4096)

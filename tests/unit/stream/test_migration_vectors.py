@@ -17,6 +17,7 @@ from nova_enlightened.stream.events import (
     RamBlocks,
     RamDiscard,
     RamPages,
+    SectionEnd,
 )
 from nova_enlightened.stream.migration import Channel, MigrationStream, recognise_channel
 from nova_enlightened.stream.wire import CommandKind
@@ -193,8 +194,8 @@ def test_a_preempt_channel_is_checked_against_the_main_streams_blocks(release):
 
 
 def test_only_older_sources_close_the_preempt_channel_with_an_end_mark():
-    assert events_of("qemu-7.2/postcopy-preempt.preempt", EndOfStream)
-    assert not events_of("qemu-10.0/postcopy-preempt.preempt", EndOfStream)
+    assert events_of("qemu-7.2/postcopy-preempt.preempt", SectionEnd) == [SectionEnd(None)]
+    assert events_of("qemu-10.0/postcopy-preempt.preempt", SectionEnd) == []
 
 
 @each_release
