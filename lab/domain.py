@@ -9,18 +9,19 @@ from xml.sax.saxutils import escape, quoteattr
 from lab.image import GuestImage
 from lab.network import CONTROL_ADDRESS, DATA_BRIDGE, PREFIX
 
-#: Both capabilities are set by these when QEMU starts, as libvirt 9.0 knows nothing of preempt.
-PREEMPT = (
-    "-global", "migration.x-postcopy-ram=on",
-    "-global", "migration.x-postcopy-preempt=on",
-)  # fmt: skip
 CHANNEL = "org.openstack.enlightened.0"
 GUEST_AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
 
 @dataclass(frozen=True)
 class GuestSpec:
-    """What is asked of a guest. ``number`` makes its MAC and address; sizes in MiB."""
+    """What is asked of a guest. ``number`` makes its MAC and address; sizes in MiB.
+
+    ``workload``: scattered, heap, contiguous (``guest/hotpages.c``), checksum, redis or idle;
+    ``arguments`` are words for that program. ``devices``, ``numa`` and ``memory_backing`` are
+    XML. ``extra_qemu`` are words for QEMU, but not ``-global migration.x-postcopy-preempt=on``:
+    libvirt 9.0 connects by itself, and QEMU refuses preempt on a connection it was handed.
+    """
 
     name: str
     number: int
@@ -28,7 +29,6 @@ class GuestSpec:
     memory_mib: int = 768
     vcpus: int = 1
     machine: str = "pc"
-    preempt: bool = False
     arguments: tuple[str, ...] = ()
     extra_qemu: tuple[str, ...] = ()
     kernel_arguments: tuple[str, ...] = ()
@@ -96,7 +96,6 @@ def domain_xml(
     )  # fmt: skip
     reporting = " freePageReporting='on'" if spec.free_page_reporting else ""
     channels = _channel(CHANNEL) + _channel(GUEST_AGENT_CHANNEL) if spec.channels else ""
-    extra = (*(PREEMPT if spec.preempt else ()), *spec.extra_qemu)
     return f"""\
 <domain type={"'kvm'" if kvm else "'qemu'"} xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{escape(spec.name)}</name>
@@ -133,6 +132,6 @@ def domain_xml(
     <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
     <memballoon model='virtio'{reporting}/>
     <controller type='usb' model='none'/>{spec.devices}
-  </devices>{_command_line(extra)}
+  </devices>{_command_line(spec.extra_qemu)}
 </domain>
 """

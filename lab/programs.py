@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Self
 
 from lab.errors import LabError
-from lab.hosts import Host
 from lab.namespaces import Holder
 
 _TOP = Path(__file__).resolve().parent.parent
@@ -61,31 +60,3 @@ class Program:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-class Forward:
-    """Both sides of ``lab.forward`` for one path: ``with Forward(one, two, path):``."""
-
-    def __init__(self, source: Host, destination: Host, path: str, port: int = 49300) -> None:
-        there = [path, destination.address, str(port)]
-        self._sides = (
-            Program(destination.holder, "forward", ["destination", *there]),
-            Program(source.holder, "forward", ["source", *there]),
-        )
-
-    def __enter__(self) -> Self:
-        try:
-            for side in self._sides:
-                side.start(until_ready=True)
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """End both sides."""
-        for side in self._sides:
-            side.stop()
