@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How likely each page is to be used soon, as a score of one byte.
 
-The scale is that of heat (`knowledge.heat`): 32 plus the likelihood of use within a sample
-interval times 223. `LEFT_OUT` pages are not planned at all. In order of trust:
+The scale is that of heat (`knowledge.heat`): 32 plus a likelihood of use times 223. `LEFT_OUT` pages are not planned at all. In order of trust:
 
 * pages that samples saw in use have their heat;
 * page tables are needed to reach 512 pages each, and nothing says which: while they are
   few, all of them come first;
-* pages of a running process that no sample saw: what the samples say of *new* pages. Of n
-  samples let f be the pages that exactly one of them saw; the next sample finds about f / n
-  pages nobody saw before (Good-Turing), shared by all unseen pages of the process. Where a
-  working set is sharp this is next to nothing, under a zipf load it is not;
+* pages of a running process that no sample saw: what the samples say of *new* pages. If f
+  pages were seen by exactly one sample, as many samples again will find about f pages nobody
+  saw before (Good-Turing), shared by all unseen pages of the process. Where a working set
+  is sharp this is next to nothing, under a zipf load it is not;
 * memory no sampling can see (the kernel's): a prior per class. It is above memory that was
   watched and found unused;
 * without samples: what the kernel marks as used, pages of running processes.
@@ -38,7 +37,7 @@ PAGE_TABLE_PART: Final = 8
 """Page tables are few below this many, or this part of the pages seen in use."""
 LATE_PAGE_TABLE: Final = COLD + 15
 
-MOST_UNSEEN: Final = 0.06
+MOST_UNSEEN: Final = 0.15
 """Pages that no sample saw are never thought likelier to be used than this."""
 FEWEST_SAMPLES: Final = 2
 """With fewer, every page was seen by one sample at most, and says nothing of the others."""
@@ -105,7 +104,7 @@ def scores(known: GuestPages, processes: Sequence[PlacedProcess]) -> Scores:
 
 
 def unseen_likelihood(heats: npt.NDArray[np.uint8], samples: int) -> float:
-    """How likely a page that no sample saw is used within the next sample interval.
+    """How likely a page that no sample saw is used within as many samples again.
 
     :param heats: of all pages of one process; 0 or a kernel mark: not seen.
     :param samples: taken; more than `heat.HISTORY` count as that many.
@@ -117,7 +116,7 @@ def unseen_likelihood(heats: npt.NDArray[np.uint8], samples: int) -> float:
     unseen = int(counts[: heat.SAMPLED_MIN].sum())
     once = (1 << (heat.HISTORY - 1 - np.arange(samples))).astype(np.uint8)
     values = np.unique(heat.from_samples(once, samples, 0, samples))
-    return min(MOST_UNSEEN, int(counts[values].sum()) / samples / max(unseen, 1))
+    return min(MOST_UNSEEN, int(counts[values].sum()) / max(unseen, 1))
 
 
 def _raise_unseen(found: Scores, known: GuestPages, running: Sequence[PlacedProcess]) -> None:

@@ -28,7 +28,9 @@ CLASSES: Final = 16
 """`PageClass` values counted; a larger one is counted as the last."""
 CLUSTER_SHARE: Final = 0.5
 """Part of the window that neighbours of faults may take while urgent pages are left."""
-CLUSTER_BACKLOG: Final = 512
+PROVEN_SHARE: Final = 0.875
+"""The same for neighbours that are as good as certain to be used."""
+CLUSTER_BACKLOG: Final = 2048
 """Neighbour pages kept waiting; beyond it the oldest fault's are forgotten."""
 REFILL: Final = 8
 """Requests are made when 1/REFILL of the window is free, not for every page."""
@@ -88,7 +90,7 @@ class Injector:
         self._shape = RequestShape(space, host_pages)
         self._state = np.zeros(space.pages, np.uint8)
         self._fifo = Outstanding(self._state)
-        self._waiting: list[Pages] = []
+        self._waiting: list[tuple[Pages, float]] = []
         self._plan = self._checked(plan)
         self._neighbours = Neighbours(space, plan)
         self._cursor = 0
@@ -189,11 +191,11 @@ class Injector:
         pages = np.arange(page, page + count, dtype=np.int64)
         self._count(self._faults_by_class, pages[:1])
         self._fifo.requested(pages[self._state[pages] == 0], near=False)
-        near = self._neighbours.around(page, now)
+        near, proven = self._neighbours.around(page, now)
         near = near[self._state[near] == 0]
         if near.size:
-            self._waiting.append(near)
-            while sum(part.size for part in self._waiting) > CLUSTER_BACKLOG:
+            self._waiting.append((near, PROVEN_SHARE if proven else CLUSTER_SHARE))
+            while sum(part.size for part, _ in self._waiting) > CLUSTER_BACKLOG:
                 self._waiting.pop(0)
         return flags
 
@@ -267,15 +269,20 @@ class Injector:
 
     def _take_near(self, room: int, size: int) -> Pages:
         """Neighbours of the latest faults, within their share of the window."""
-        if self.urgent_left:
-            room = min(room, int(size * CLUSTER_SHARE) - self._fifo.near)
         taken: list[Pages] = []
         while self._waiting and room > 0:
-            part = self._waiting.pop()
+            part, share = self._waiting[-1]
+            allowed = room
+            if self.urgent_left:
+                used = self._fifo.near + sum(pages.size for pages in taken)
+                allowed = min(room, int(size * share) - used)
+            if allowed <= 0:
+                break
+            self._waiting.pop()
             part = part[self._state[part] == 0]
-            if part.size > room:
-                self._waiting.append(part[room:])
-            taken.append(part[:room])
+            if part.size > allowed:
+                self._waiting.append((part[allowed:], share))
+            taken.append(part[:allowed])
             room -= taken[-1].size
         # Two faults' clusters may overlap, and processes share pages.
         return np.unique(np.concatenate(taken)) if taken else np.empty(0, np.int64)

@@ -36,8 +36,13 @@ class ClusterLimits:
     most: int
 
 
-VIRTUAL_CLUSTER: Final = ClusterLimits(least=4, first=16, most=128)
-PHYSICAL_CLUSTER: Final = ClusterLimits(least=4, first=8, most=32)
+VIRTUAL_CLUSTER: Final = ClusterLimits(least=1, first=4, most=1024)
+PHYSICAL_CLUSTER: Final = ClusterLimits(least=4, first=16, most=32)
+# Chosen by replay: under random faults larger first clusters only delay the plan, while a
+# guest that walks its memory is served best by clusters of megabytes.
+
+PROVEN: Final = 32
+"""A stream whose cluster has grown past this many pages is sure to use the next one."""
 
 
 @dataclass
@@ -109,15 +114,16 @@ class Neighbours:
         self._plan = plan
         self._virtual = _Streams(self._limits)
 
-    def around(self, page: int, now: float) -> Pages:
+    def around(self, page: int, now: float) -> tuple[Pages, bool]:
         """Pages likely to follow a fault at `page`, nearest ahead first; `page` left out.
 
-        Empty when the plan knows nothing: then the source's own scan goes on from the
-        fault, which is all that stock does.
+        :returns: the pages, and whether they are as good as certain to be used. None when
+            the plan knows nothing: then the source's own scan goes on from the fault, which
+            is all that stock does.
         """
         plan = self._plan
         if plan.empty:
-            return np.empty(0, np.int64)
+            return np.empty(0, np.int64), False
         index = int(plan.position[page]) if plan.position.size else NO_POSITION
         if index != NO_POSITION:
             low, high = self._virtual.cluster(index, now)
@@ -129,4 +135,4 @@ class Neighbours:
             low, high = max(low, block.start), min(high, block.stop)
             ahead = np.arange(page + 1, high, dtype=np.int64)
             behind = np.arange(low, page, dtype=np.int64)
-        return np.concatenate((ahead, behind[::-1]))
+        return np.concatenate((ahead, behind[::-1])), high - low > PROVEN * (1 + 1 / BEHIND)
