@@ -63,7 +63,7 @@ NOT_MEMORY = (b"[vsyscall]", b"[vvar]", b"[vdso]", b"[vvar_vclock]", b"[uprobes]
 
 
 class Usage(NamedTuple):
-    """One process in /proc/PID/stat. Times are in clock ticks, faults and rss in pages."""
+    """One process in /proc/PID/stat. Times in clock ticks, faults and rss in pages, size bytes."""
 
     pid: int
     name: bytes
@@ -71,6 +71,7 @@ class Usage(NamedTuple):
     ticks: int
     faults: int
     started: int
+    size: int
     rss: int
 
 
@@ -140,6 +141,7 @@ class Proc:
                 int(fields[11]) + int(fields[12]),
                 int(fields[7]),
                 int(fields[19]),
+                int(fields[20]),
                 int(fields[21]),
             )
         except (OSError, IndexError, ValueError):

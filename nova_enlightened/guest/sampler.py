@@ -14,6 +14,9 @@ from nova_enlightened.guest import proc as procfs
 from nova_enlightened.guest import wire
 from nova_enlightened.guest.sources import PagemapScan, Source
 
+FULL_EVERY = 4
+"""Samples that look at all areas of a process and what was read there; those between ask only
+which pages were written, for a fifth of the price. More than `wire.HISTORY` makes no sense."""
 WATCHED = 8
 """Processes watched at a time."""
 LEAST_SHARE = 0.01
@@ -29,6 +32,8 @@ LARGE = 1 << 30
 MOST_PAGES = 4 << 20
 """Pages looked at in one sample; at 9 bytes a page this also bounds the agent's memory."""
 MOST_AREAS = 1 << 15
+NEWEST = [bytes(value >> (8 - n) for value in range(256)) for n in range(wire.HISTORY + 1)]
+"""[n][history] is not zero if the page was in use in one of the newest n samples."""
 MOST_FAULT_S = 2.0
 """CPU seconds of faults a sample may cause at worst; larger processes are sampled cheaply."""
 
@@ -73,18 +78,29 @@ class Window:
         self.samples = 0
         self.read_share = 0
 
-    def take(self, entries: bytes, used: bytes) -> int:
-        """One more sample. Returns how many pages were in use."""
+    def take(self, entries: bytes, used: bytes) -> None:
+        """One more sample."""
         self.entries = entries
         self.samples += 1
-        if not used:
-            return 0
-        present = entries[7 :: procfs.ENTRY]
-        used = wire.both(used, present)
-        aged = self.history.translate(wire.OLDER)[: len(used)]
-        aged += bytes(len(used) - len(aged))
-        self.history = wire.either(aged, used)
-        return used.count(0x80)
+        if used:
+            used = wire.both(used, entries[7 :: procfs.ENTRY])
+            aged = self.history.translate(wire.OLDER)[: len(used)]
+            aged += bytes(len(used) - len(aged))
+            self.history = wire.either(aged, used)
+
+    def used(self, samples: int) -> int:
+        """How many pages were in use in any of the last so many samples."""
+        return len(self.history) - self.history.translate(NEWEST[samples]).count(0)
+
+
+class Area:
+    """An area of a process and its windows, by address."""
+
+    __slots__ = ("mapping", "windows")
+
+    def __init__(self, mapping: procfs.Mapping) -> None:
+        self.mapping = mapping
+        self.windows: List[Tuple[int, int, Window]] = []
 
 
 class Watched:
@@ -95,22 +111,29 @@ class Watched:
         self.descriptor = descriptor
         self.cpu = 0.0
         self.idle = 0
-        self.windows: Dict[int, Window] = {}
-        self.faults = 0
+        self.areas: List[Area] = []
+        self.since_full = 0
+        """Samples since the kernel was last told to forget what was referenced."""
+
+    @property
+    def windows(self) -> List[Tuple[int, Window]]:
+        """By address."""
+        found = [(start, window) for area in self.areas for start, _, window in area.windows]
+        return sorted(found, key=lambda each: each[0])
 
     def parts(self) -> Iterator[bytes]:
         """For a snapshot."""
         name = self.usage.name[:64]
+        windows = self.windows
         yield wire.PROCESS_HEAD.pack(
             self.usage.pid,
             int(self.usage.running),
             int(self.cpu * 1000),
             len(name),
-            len(self.windows),
+            len(windows),
         )
         yield name
-        for start in sorted(self.windows):
-            window = self.windows[start]
+        for _, window in windows:
             yield from wire.area(window.entries, window.history, window.samples, window.read_share)
 
 
@@ -187,7 +210,9 @@ class Sampler:
             watched = Watched(self._last[pid], descriptor)
             watched.cpu = min(shares[pid], 4096.0)
             self.watched[pid] = watched
-            if not self._forget(watched):
+            try:
+                self._forget(watched)
+            except OSError:
                 self._drop(pid)
 
     def _renew(self, pid: int, usage: Optional[procfs.Usage], share: float) -> int:
@@ -197,61 +222,76 @@ class Sampler:
             self._drop(pid)
             return 0
         faults = max(0, usage.faults - watched.usage.faults)
+        moved = usage.size != watched.usage.size
         watched.usage = usage
         watched.cpu = (watched.cpu + share) / 2
         watched.idle = watched.idle + 1 if share < LEAST_SHARE / 10 else 0
-        if watched.idle > FORGET_AFTER or not self._look(watched) or not self._forget(watched):
+        watched.since_full += 1
+        full = not watched.areas or moved or watched.since_full >= FULL_EVERY
+        try:
+            if full or not self._source.frame_wise:
+                self._look(watched, full or not self._source.page_wise)
+            self._forget(watched)
+        except OSError:
+            watched.idle = FORGET_AFTER + 1
+        if watched.idle > FORGET_AFTER:
             self._drop(pid)
         return faults
 
     def _drop(self, pid: int) -> None:
         os.close(self.watched.pop(pid).descriptor)
 
-    def _forget(self, watched: Watched) -> bool:
-        """Begin the next sample of a process; False if it is gone."""
+    def _forget(self, watched: Watched) -> None:
+        """Begin the next sample of a process. Raises OSError if it is gone."""
         worst = watched.usage.rss * self._source.fault_s
-        try:
-            self._source.forget(watched.usage.pid, worst > MOST_FAULT_S)
-        except OSError:
-            return False
-        return True
+        self._source.forget(watched.usage.pid, watched.since_full == 0, worst <= MOST_FAULT_S)
 
-    def _look(self, watched: Watched) -> bool:
-        """Take the sample of one process; False if it is gone."""
-        before, watched.windows = watched.windows, {}
-        try:
-            mappings = self._proc.mappings(watched.usage.pid)
-            # Should they be too many, the small ones (code, stacks) are worth more a page.
-            for mapping in sorted(mappings, key=lambda m: m.end - m.start):
-                self._look_at(watched, mapping, before)
-        except OSError:
-            return False
-        return True
+    def _look(self, watched: Watched, full: bool) -> None:
+        """Take the sample of one process. Raises OSError if it is gone."""
+        if not full:
+            for area in watched.areas:
+                if area.mapping.writable:
+                    self._look_again(watched, area)
+            return
+        before = {start: window for area in watched.areas for start, _, window in area.windows}
+        watched.areas = []
+        # Should they be too many, the small ones (code, stacks) are worth more a page.
+        mappings = self._proc.mappings(watched.usage.pid)
+        for mapping in sorted(mappings, key=lambda m: m.end - m.start):
+            area = Area(mapping)
+            self._look_at(watched, area, before)
+            watched.areas.append(area)
+            if self._source.counts_references:
+                self._note_reads(area, watched.since_full)
+        watched.since_full = 0
 
-    def _look_at(
-        self, watched: Watched, mapping: procfs.Mapping, before: Dict[int, Window]
-    ) -> None:
-        windows = []
-        used_pages = 0
-        for start, end in self._windows(watched.descriptor, mapping):
+    def _look_again(self, watched: Watched, area: Area) -> None:
+        for start, end, window in area.windows:
+            entries = procfs.pagemap(watched.descriptor, start, end)
+            window.take(entries, self._source.used(entries))
+
+    def _look_at(self, watched: Watched, area: Area, before: Dict[int, Window]) -> None:
+        for start, end in self._windows(watched.descriptor, area.mapping):
             self._pages -= (end - start) // procfs.PAGE
             self._areas -= 1
             if self._pages < 0 or self._areas < 0:
                 self.skipped += 1
                 break
             entries = procfs.pagemap(watched.descriptor, start, end)
-            if not entries.strip(b"\0"):
-                continue
-            window = before.get(start) or Window()
-            used = self._source.used(entries) if mapping.writable else b""
-            used_pages += window.take(entries, used)
-            watched.windows[start] = window
-            windows.append(window)
-        if not self._source.counts_references:
-            return
-        share = _read_share(mapping, used_pages)
-        for window in windows:
-            window.read_share = share if window.samples < 2 else (window.read_share + share) // 2
+            if entries.strip(b"\0"):
+                window = before.get(start) or Window()
+                window.take(entries, self._source.used(entries) if area.mapping.writable else b"")
+                area.windows.append((start, end, window))
+
+    def _note_reads(self, area: Area, samples: int) -> None:
+        """How likely pages of the area that were not written were referenced meanwhile."""
+        used = sum(window.used(samples) for _, _, window in area.windows)
+        others = area.mapping.rss // procfs.PAGE - used
+        read = area.mapping.referenced // procfs.PAGE - used
+        share = min(255, 255 * read // others) if others > 0 and read > 0 else 0
+        for _, _, window in area.windows:
+            first = window.samples <= samples
+            window.read_share = share if first else (window.read_share + share) // 2
 
     def _windows(self, descriptor: int, mapping: procfs.Mapping) -> Iterator[Tuple[int, int]]:
         """Cut an area into windows; leave out those without pages where that can be found out."""
@@ -270,12 +310,3 @@ class Sampler:
             found.update(range(low // SPARSE_WINDOW, (high - 1) // SPARSE_WINDOW + 1))
         for start in sorted(k * SPARSE_WINDOW for k in found):
             yield max(start, mapping.start), min(start + SPARSE_WINDOW, mapping.end)
-
-
-def _read_share(mapping: procfs.Mapping, used_pages: int) -> int:
-    """How likely a page of the area that was not written was referenced, 255 = certainly."""
-    others = mapping.rss // procfs.PAGE - used_pages
-    read = mapping.referenced // procfs.PAGE - used_pages
-    if others <= 0 or read <= 0:
-        return 0
-    return min(255, 255 * read // others)

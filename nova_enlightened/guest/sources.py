@@ -55,8 +55,11 @@ class Source:
     def stop(self) -> None:
         """After the last sample."""
 
-    def forget(self, pid: int, cheaply: bool) -> None:
-        """Begin a new sample of one process; `cheaply`: without causing faults. OSError."""
+    def forget(self, pid: int, references: bool, writes: bool) -> None:
+        """Begin a new sample of a process: of what is referenced, of what is written. OSError.
+
+        Forgetting writes costs the process a fault for each page it writes afterwards.
+        """
 
     def used(self, entries: bytes) -> bytes:
         """From pagemap entries, a plane with 0x80 for each page in use; or nothing."""
@@ -80,8 +83,9 @@ class Referenced(Source):
             return False
         return True
 
-    def forget(self, pid: int, cheaply: bool) -> None:
-        self.proc.clear_refs(pid, REFERENCED)
+    def forget(self, pid: int, references: bool, writes: bool) -> None:
+        if references:
+            self.proc.clear_refs(pid, REFERENCED)
 
 
 class SoftDirty(Referenced):
@@ -112,10 +116,10 @@ class SoftDirty(Referenced):
             os.close(descriptor)
         return self.used(entries).count(0x80)
 
-    def forget(self, pid: int, cheaply: bool) -> None:
+    def forget(self, pid: int, references: bool, writes: bool) -> None:
         # In this order: only the 4 flushes the TLB, which the referenced bits need as well.
-        self.proc.clear_refs(pid, REFERENCED)
-        if not cheaply:
+        super().forget(pid, references, writes)
+        if writes:
             self.proc.clear_refs(pid, SOFT_DIRTY)
 
     def used(self, entries: bytes) -> bytes:

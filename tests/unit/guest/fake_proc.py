@@ -61,6 +61,7 @@ class FakeProcess:
     faults: int = 0
     started: int = 50
     rss: int = 10
+    size: int = 1 << 20
     kernel: bool = False
     areas: list[FakeArea] = field(default_factory=list)
 
@@ -68,7 +69,7 @@ class FakeProcess:
         fields = [
             *(self.state, 1, 1, 1, 0, -1, 0x00208040 if self.kernel else 0x400000),
             *(self.faults, 0, 0, 0, self.ticks // 2, self.ticks - self.ticks // 2),
-            *(0, 0, 20, 0, 1, 0, self.started, 1 << 20, self.rss, 0, 0),
+            *(0, 0, 20, 0, 1, 0, self.started, self.size, self.rss, 0, 0),
         ]
         return f"{self.pid} ({self.name}) {' '.join(map(str, fields))}\n"
 

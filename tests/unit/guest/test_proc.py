@@ -59,7 +59,7 @@ def test_processes_are_listed_with_any_name_and_without_kernel_threads(
     found = Proc(str(tmp_path)).processes()
 
     assert list(found) == [7]
-    assert found[7] == procfs.Usage(7, b"a) R (b", True, 31, 5, 50, 9)
+    assert found[7] == procfs.Usage(7, b"a) R (b", True, 31, 5, 50, 1 << 20, 9)
 
 
 @pytest.mark.parametrize("damage", ["", "7 (x", "7 (x) S 1 2", "7 (x) " + "z " * 40])

@@ -200,6 +200,7 @@ def test_an_area_that_grows_keeps_the_history_of_its_pages(
     watching.sample()
 
     area.entries += [DIRTY | 6]
+    process.size += procfs.PAGE
     fake.put(process)
     watching.sample()
 
@@ -223,6 +224,73 @@ def test_pages_that_are_only_read_are_as_warm_as_their_area(
     assert heat[10] == 255
     assert set(heat[[11, 12, 13]].tolist()) == {0}, "the only page referenced was the written one"
     assert 100 < heat[20] < 160
+
+
+def test_between_full_samples_only_writes_are_asked_for(
+    fake: FakeProc, watch: list[Watching]
+) -> None:
+    data = FakeArea(0x10000, [DIRTY | 5, PRESENT | 6])
+    text = FakeArea(0x20000, [PRESENT | 7], "r-xp", referenced=0)
+    process = busy(areas=[data, text])
+    fake.put(process)
+    watching = started(watch, fake)
+    watching.sample()
+
+    data.entries = [PRESENT | 5, DIRTY | 6]
+    text.entries, text.referenced = [PRESENT | 8], 1
+    fake.put(process)
+    for _ in range(sampling.FULL_EVERY - 1):
+        watching.sample()
+    between = watching.known()
+    watching.sample()
+    after = watching.known()
+
+    assert between.heat[6] > between.heat[5] > 0
+    assert between.processes[0].frames.tolist() == [5, 6, 7]
+    assert after.processes[0].frames.tolist() == [5, 6, 8]
+    assert between.heat[8] == 0
+    assert after.heat[8] > 100
+
+
+def test_reads_are_counted_since_they_were_last_forgotten(
+    fake: FakeProc, watch: list[Watching]
+) -> None:
+    # Page 5 is written in the first of the samples that the second count of reads spans.
+    data = FakeArea(0x10000, [PRESENT | 5, PRESENT | 6])
+    process = busy(areas=[data])
+    fake.put(process)
+    watching = started(watch, fake)
+    watching.sample()
+
+    data.entries, data.referenced = [DIRTY | 5, PRESENT | 6], 1
+    fake.put(process)
+    watching.sample()
+    data.entries = [PRESENT | 5, PRESENT | 6]
+    fake.put(process)
+    for _ in range(sampling.FULL_EVERY - 1):
+        watching.sample()
+
+    assert watching.known().heat[5] > 0
+    assert watching.known().heat[6] == 0, "the page referenced was the one written"
+
+
+def test_a_source_that_sees_frames_looks_at_processes_for_their_order_only(
+    fake: FakeProc, watch: list[Watching]
+) -> None:
+    area = FakeArea(0x10000, [DIRTY | 5])
+    process = busy(areas=[area])
+    fake.put(process)
+    watching = started(watch, fake, Frames)
+    watching.sample()
+    area.entries = [DIRTY | 6]
+    fake.put(process)
+
+    watching.sample()
+    assert watching.known().processes[0].frames.tolist() == [5]
+    for _ in range(sampling.FULL_EVERY - 1):
+        watching.sample()
+    assert watching.known().processes[0].frames.tolist() == [6]
+    assert fake.cleared(7) == ""
 
 
 def test_without_soft_dirty_reads_still_tell(fake: FakeProc, watch: list[Watching]) -> None:
@@ -323,7 +391,7 @@ def test_large_areas_are_cut_into_windows_and_empty_ones_left_out(
 
     watching.sample()
 
-    assert sorted(watching.sampler.watched[7].windows) == [0x10000, 0x18000]
+    assert [start for start, _ in watching.sampler.watched[7].windows] == [0x10000, 0x18000]
     assert watching.known().processes[0].frames.tolist() == [1, 2]
 
 
@@ -337,7 +405,7 @@ def test_a_nearly_empty_area_is_not_read_whole(
 
     watching.sample()
 
-    assert sorted(watching.sampler.watched[7].windows) == [0x8000]
+    assert [start for start, _ in watching.sampler.watched[7].windows] == [0x8000]
     assert watching.sampler.skipped == 1
 
 
@@ -378,9 +446,11 @@ def test_a_window_remembers_the_last_eight_samples_of_each_page(
     window = Window()
     entries = (PRESENT | 1).to_bytes(8, "little") * 8
     for used in samples:
-        count = window.take(entries, bytes(0x80 * use for use in used))
-        assert count == sum(used)
+        window.take(entries, bytes(0x80 * use for use in used))
+        assert window.used(1) == sum(used)
+        assert window.used(0) == 0
 
+    assert window.used(3) == sum(any(page) for page in zip(*samples[-3:], strict=True))
     newest_first = samples[::-1][: wire.HISTORY]
     for page in range(8):
         expected = sum(0x80 >> k for k, used in enumerate(newest_first) if used[page])

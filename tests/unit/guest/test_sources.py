@@ -42,10 +42,11 @@ def test_forgetting_clears_references_first_as_only_the_other_flushes_the_tlb(
     proc = Proc(str(tmp_path))
     monkeypatch.setattr(proc, "clear_refs", lambda pid, what: told.append(what))
 
-    SoftDirty(proc).forget(7, cheaply=False)
-    SoftDirty(proc).forget(7, cheaply=True)
+    SoftDirty(proc).forget(7, references=True, writes=True)
+    SoftDirty(proc).forget(7, references=True, writes=False)
+    SoftDirty(proc).forget(7, references=False, writes=True)
 
-    assert told == [1, 4, 1]
+    assert told == [1, 4, 1, 4]
 
 
 def test_a_kernel_that_takes_the_4_but_marks_nothing_has_no_soft_dirty(
