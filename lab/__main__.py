@@ -18,14 +18,14 @@ def _arguments() -> argparse.Namespace:
         description="Two real libvirt/QEMU hosts on this machine, in namespaces of their own.",
         epilog=f"Run directory: LAB_RUN or {default_run()}; cache: LAB_CACHE or {default_cache()}.",
     )
-    parser.add_argument(
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="start the hosts; they stay until `down`")
+    up.add_argument(
         "--release",
         choices=("bookworm", "trixie"),
         default="bookworm",
         help="whose QEMU and libvirt the hosts run (default: %(default)s)",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    up = commands.add_parser("up", help="start the hosts; they stay until `down`")
     up.add_argument(
         "--mbit",
         type=float,
@@ -52,7 +52,7 @@ def _progress(text: str) -> None:
 
 
 def _enter(lab: Lab, host: str, words: list[str]) -> None:
-    holder = lab.attach().control if host == "ctl" else lab.attach().hosts[host].holder
+    holder = lab.control if host == "ctl" else lab.hosts[host].holder
     command = holder.entered(words or [os.environ.get("SHELL", "/bin/sh")])
     os.execvp(command[0], command)
 
@@ -68,16 +68,15 @@ def main() -> int:
             with endings.orderly():
                 print(json.dumps(lab.up(keep=True).status(), indent=2))
             return 0
-        lab = Lab(release=wanted.release, progress=_progress)
         if wanted.command == "down":
-            print(f"{lab.down(force=wanted.force)} processes ended")
+            print(f"{Lab().down(force=wanted.force)} processes ended")
         elif wanted.command == "status":
-            print(json.dumps(lab.attach().status(), indent=2))
+            print(json.dumps(Lab.running().status(), indent=2))
         elif wanted.command == "image":
-            built = vars(image.build(lab.cache, _progress))
+            built = vars(image.build(default_cache(), _progress))
             print(json.dumps({part: str(path) for part, path in built.items()}, indent=2))
         else:
-            _enter(lab, wanted.host, wanted.words)
+            _enter(Lab.running(), wanted.host, wanted.words)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -131,14 +132,11 @@ class Lab:
         one, two = (self.hosts[name] for name in HOSTS)
         network.connect(self.control, (one.holder, two.holder))
         self.link.shape(self._link_mbit)
-        for host in self.hosts.values():
-            host.libvirtd.prepare()
-            host.libvirtd.start()
-        self._prepare_image()
-        for host in self.hosts.values():
-            host.libvirtd.wait()
-            host.connection.getVersion()
-            host.libvirtd.keep_probed()
+        with ThreadPoolExecutor(len(self.hosts)) as pool:
+            answering = [pool.submit(_answer, host) for host in self.hosts.values()]
+            self._prepare_image()
+            for answer in answering:
+                answer.result()
         self._write_state()
         self._progress(f"Two hosts are up; guests run under {self.acceleration}")
 
@@ -146,10 +144,18 @@ class Lab:
         self.image = image.build(self.cache, self._progress)
         self.acceleration = acceleration.choose(self.cache, self.image)
 
-    def attach(self) -> "Lab":
-        """Use a laboratory that ``up(keep=True)`` or ``python -m lab up`` left running.
+    @classmethod
+    def running(cls, *, cache: Path | None = None, run: Path | None = None) -> "Lab":
+        """The laboratory that ``up(keep=True)`` or ``python -m lab up`` left running.
 
-        Raises LabError where there is none, or another release's.
+        Raises LabError where there is none.
+        """
+        state = cls(cache=cache, run=run)._read_state() or {}
+        return cls(cache=cache, run=run, release=state.get("release", "bookworm")).attach()
+
+    def attach(self) -> "Lab":
+        """Use what runs in the run directory. Raises LabError where nothing does, or another
+        release.
         """
         state = self._read_state()
         if state is None or "image" not in state:
@@ -329,6 +335,15 @@ class Lab:
         partial = self._state_file.with_suffix(".new")
         partial.write_text(json.dumps(state, indent=1))
         partial.rename(self._state_file)
+
+
+def _answer(host: Host) -> None:
+    """Start its libvirtd and have it probe QEMU, which the first time takes many seconds."""
+    host.libvirtd.prepare()
+    host.libvirtd.start()
+    host.libvirtd.wait()
+    host.connection.getVersion()
+    host.libvirtd.keep_probed()
 
 
 def _living_owner(state: Mapping[str, Any]) -> int | None:
