@@ -25,7 +25,6 @@ from lab.errors import LabError
 from lab.processes import run
 from nova_enlightened.guest.pack import packed
 
-MIRROR = os.environ.get("LAB_MIRROR", "http://deb.debian.org/debian")
 RELEASE = "bookworm"
 #: What guest/init.sh says on the console of a guest booted only to see whether that works.
 ALIVE = "lab: a guest runs here"
@@ -208,11 +207,27 @@ def debian_root(root: Path, release: str, packages: tuple[str, ...]) -> None:
             *(f"--dpkgopt=path-exclude={path}" for path in excluded),
             release,
             str(root),
-            MIRROR,
+            *_mirror(),
         ],
         timeout=900,
         env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "TMPDIR": str(root.parent)},
     )
+
+
+def _mirror() -> list[str]:
+    """Where this machine gets Debian from: ``LAB_MIRROR``, or the first of its own sources.
+
+    Empty where it has none: then mmdebstrap knows one.
+    """
+    if "LAB_MIRROR" in os.environ:
+        return [os.environ["LAB_MIRROR"]]
+    wanted = ["--format", "$(ORIGIN) $(LABEL) $(COMPONENT) $(REPO_URI)", "Created-By: Packages"]
+    shown = run(["apt-get", "indextargets", *wanted], check=False).stdout
+    for line in shown.splitlines():
+        before, found, uri = line.partition("Debian Debian main ")
+        if found and not before:
+            return [uri.strip()]
+    return []
 
 
 def _copy_modules(root: Path, version: str, target: Path) -> None:
