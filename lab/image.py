@@ -225,7 +225,7 @@ def _mirror() -> list[str]:
     shown = run(["apt-get", "indextargets", *wanted], check=False).stdout
     for line in shown.splitlines():
         before, found, uri = line.partition("Debian Debian main ")
-        if found and not before:
+        if found and not before and uri.startswith("http"):
             return [uri.strip()]
     return []
 
