@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nova_enlightened.plan.in_flight import CAP, FLOOR, InFlightLimit
+from nova_enlightened.plan.in_flight import CAP, FLOOR, QUEUE, InFlightLimit
 
 SEGMENT = 64 * 1024
 
@@ -79,15 +79,22 @@ def test_a_slow_path_is_left_with_the_floor() -> None:
     assert result.delay == pytest.approx(FLOOR / 2e6, rel=0.1)
 
 
-def test_a_very_fast_path_gets_the_cap() -> None:
+def test_a_very_fast_path_is_filled_without_leaving_the_cache() -> None:
     limit = InFlightLimit()
-    run(limit, Path(20e9, rtt=0.0001), seconds=0.2)
+    result = run(limit, Path(3e9, rtt=0.0001), seconds=1)
+    assert result.rate > 0.95 * 3e9
+    assert limit.window < QUEUE + 3 * 3e9 * 0.0001
+
+
+def test_the_cap_holds_on_a_path_that_would_take_more() -> None:
+    limit = InFlightLimit()
+    run(limit, Path(2e9, rtt=0.02), seconds=4)
     assert limit.window == CAP
 
 
-def test_single_late_acknowledgements_do_not_slow_a_fast_path() -> None:
-    result = run(InFlightLimit(), Path(2e9, rtt=0.0002), seconds=2, noise=0.004)
-    assert result.rate > 0.9 * 2e9
+def test_late_acknowledgements_do_not_slow_a_fast_path() -> None:
+    result = run(InFlightLimit(), Path(1.25e9, rtt=0.0002), seconds=2, noise=0.0005)
+    assert result.rate > 0.9 * 1.25e9
 
 
 def test_the_empty_path_is_measured_anew_and_queue_is_not_taken_for_it() -> None:
