@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How likely each page is to be used soon, as a score of one byte.
 
-The scale is that of heat (`knowledge.heat`): 32 plus a likelihood of use times 223. `LEFT_OUT` pages are not planned at all. In order of trust:
+The scale is that of heat (`knowledge.heat`): 32 plus a likelihood of use times 223. `LEFT_OUT`
+pages are not planned at all. In order of trust:
 
 * pages that samples saw in use have their heat;
 * page tables are needed to reach 512 pages each, and nothing says which: while they are
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from nova_enlightened.knowledge import heat
 from nova_enlightened.knowledge.classes import PageClass
 from nova_enlightened.knowledge.guest_pages import GuestPages, PlacedProcess
+from nova_enlightened.plan.transfer_plan import Pages, inside
 
 Scores = npt.NDArray[np.uint8]
 
@@ -32,6 +34,7 @@ COLD: Final = heat.SAMPLED_MIN
 SCALE: Final = 255 - heat.SAMPLED_MIN
 
 FIRST: Final = 255
+"""A level of its own, above the hottest pages."""
 FEW_PAGE_TABLES: Final = 1024
 PAGE_TABLE_PART: Final = 8
 """Page tables are few below this many, or this part of the pages seen in use."""
@@ -41,7 +44,7 @@ MOST_UNSEEN: Final = 0.15
 """Pages that no sample saw are never thought likelier to be used than this."""
 FEWEST_SAMPLES: Final = 2
 """With fewer, every page was seen by one sample at most, and says nothing of the others."""
-MARKED: Final = COLD + 4
+MARKED: Final = np.uint8(COLD + 4)
 """Score of pages marked by the guest's kernel where samples did not see them used."""
 
 UNSAMPLED_RUNNING: Final = 160
@@ -73,7 +76,8 @@ def _level() -> npt.NDArray[np.uint8]:
     """Score -> level, lower crossing sooner."""
     scores = np.arange(256)
     coarse = scores // COARSE_STEP * COARSE_STEP
-    return (255 - np.where(scores >= FINE, coarse, scores)).astype(np.uint8)
+    fine = (scores < FINE) | (scores == FIRST)
+    return (255 - np.where(fine, scores, coarse)).astype(np.uint8)
 
 
 PRIOR: Final = _prior()
@@ -92,11 +96,12 @@ def scores(known: GuestPages, processes: Sequence[PlacedProcess]) -> Scores:
     marked = (known.heat > 0) & ~sampled
     running = [p for p in processes if p.running]
     if seen:
-        found[marked] = np.maximum(found[marked], MARKED)
+        np.maximum(found, MARKED, out=found, where=marked)
         _raise_unseen(found, known, running)
     else:
         _raise_unsampled(found, known, marked, running)
-    found[sampled] = known.heat[sampled]
+    np.copyto(found, known.heat, where=sampled)
+    np.minimum(found, np.uint8(FIRST - 1), out=found)
     tables = np.flatnonzero((known.classes == PageClass.PAGE_TABLE) & ~sampled)
     few = max(FEW_PAGE_TABLES, seen // PAGE_TABLE_PART)
     found[tables] = FIRST if tables.size <= few else LATE_PAGE_TABLE
@@ -133,7 +138,7 @@ def _raise_unsampled(
     marked: npt.NDArray[np.bool_],
     running: Sequence[PlacedProcess],
 ) -> None:
-    found[marked] = np.maximum(found[marked], UNSAMPLED_LEAST - 8)
+    np.maximum(found, np.uint8(UNSAMPLED_LEAST - 8), out=found, where=marked)
     for index, process in enumerate(running):
         pages = _mapped(known, process)
         score = max(UNSAMPLED_LEAST, UNSAMPLED_RUNNING - 8 * index)
@@ -141,8 +146,8 @@ def _raise_unsampled(
         found[pages] = np.maximum(found[pages], raised)
 
 
-def _mapped(known: GuestPages, process: PlacedProcess) -> npt.NDArray[np.int64]:
+def _mapped(known: GuestPages, process: PlacedProcess) -> Pages:
     """A process's pages, without frames that were freed since it mapped them."""
-    pages = process.pages
-    pages = pages[(pages >= 0) & (pages < known.classes.size)]
-    return pages[_IS_MAPPED[known.classes[pages]]]
+    pages = inside(process.pages, known.classes.size)
+    mapped = _IS_MAPPED[known.classes[pages]]
+    return pages if mapped.all() else pages[mapped]

@@ -8,6 +8,7 @@ for twice. It is called for every batch of the stream, so its work is proportion
 Nothing here can lose a page: what is not requested, the source's background scan sends.
 """
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -44,6 +45,23 @@ _FLAGS: Final = {
     int(SEEN): FaultFlag.ON_ITS_WAY,
     int(SEEN | ASKED): FaultFlag.ON_ITS_WAY,
 }
+
+
+class Urgency(enum.IntEnum):
+    """What a page is worth once it was read from the source; lower crosses sooner."""
+
+    DEMANDED = 0
+    """The guest waits for it, or it is the neighbour of such a page."""
+    PLANNED = 1
+    """It was asked for, or the plan calls it urgent."""
+    BACKGROUND = 2
+
+
+def _members(plan: TransferPlan) -> npt.NDArray[np.bool_]:
+    """Page -> whether the plan calls it urgent."""
+    mask = np.zeros(plan.pages, np.bool_)
+    mask[plan.order[: plan.urgent]] = True
+    return mask
 
 
 @dataclass(frozen=True)
@@ -92,6 +110,7 @@ class Injector:
         self._fifo = Outstanding(self._state)
         self._waiting: list[tuple[Pages, float]] = []
         self._plan = self._checked(plan)
+        self._is_urgent = _members(plan)
         self._neighbours = Neighbours(space, plan)
         self._cursor = 0
         self._rest_cursor = 0
@@ -133,6 +152,7 @@ class Injector:
     def replan(self, plan: TransferPlan) -> None:
         """Go on with another plan (better knowledge arrived). :raises PlanError: as above."""
         self._plan = self._checked(plan)
+        self._is_urgent = _members(plan)
         self._neighbours.replan(plan)
         self._cursor = self._rest_cursor = 0
         self._urgent_done_at = None
@@ -223,6 +243,17 @@ class Injector:
         if self._urgent_done_at is None and not self.urgent_left:
             self._urgent_done_at = now
         return requests
+
+    def worth(self, pages: Pages) -> npt.NDArray[np.uint8]:
+        """How urgent pages are that were read from the source: an `Urgency` each.
+
+        :param pages: page numbers of the space.
+        """
+        state = self._state[pages]
+        planned = ((state & ASKED) != 0) | self._is_urgent[pages]
+        worth = np.where(planned, np.uint8(Urgency.PLANNED), np.uint8(Urgency.BACKGROUND))
+        worth[(state & (DEMAND | CLUSTER)) != 0] = Urgency.DEMANDED
+        return worth
 
     def statistics(self) -> InjectorStatistics:
         """All counts at this moment."""

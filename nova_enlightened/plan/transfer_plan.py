@@ -74,6 +74,13 @@ class TransferPlan:
         return not self.order.size and not self.virtual.size
 
 
+def inside(numbers: Pages, pages: int) -> Pages:
+    """Those of `numbers` that are pages of a space of `pages`; no copy where all are."""
+    if not numbers.size or (int(numbers.min()) >= 0 and int(numbers.max()) < pages):
+        return numbers
+    return numbers[(numbers >= 0) & (numbers < pages)]
+
+
 def empty_plan(policy: str, pages: int) -> TransferPlan:
     """The plan that leaves everything to the source's own order."""
     return TransferPlan(policy, pages)
@@ -88,7 +95,7 @@ def concatenate_virtual(parts: Iterable[Pages], pages: int) -> tuple[Pages, npt.
         the position of its first mention. Both are empty when nothing is left.
     :raises PlanError: more mentions than `MAX_VIRTUAL`.
     """
-    kept = [part[(part >= 0) & (part < pages)] for part in parts]
+    kept = [inside(part, pages) for part in parts]
     total = sum(part.size for part in kept)
     if total > MAX_VIRTUAL:
         raise PlanError(f"{total} mapped pages are more than the limit of {MAX_VIRTUAL}")
