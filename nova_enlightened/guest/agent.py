@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from nova_enlightened.guest import wire
 from nova_enlightened.guest.proc import Proc
-from nova_enlightened.guest.sampler import Budget, Sampler
+from nova_enlightened.guest.sampler import Budget, Part, Sampler
 from nova_enlightened.guest.sources import offered
 
 VERSION = "1.0"
@@ -55,7 +55,7 @@ class Agent:
         self._due = 0.0
         self._snapshot = b""
         self._snapshot_at = 0.0
-        self._evidence: List[bytes] = []
+        self._evidence: List[wire.Packed] = []
         self._evidence_due = 0.0
         self._trouble = ""
         self._answers: Dict[int, Callable[[Said], Tuple[int, Said]]] = {
@@ -121,7 +121,8 @@ class Agent:
         if self._evidence and now < self._evidence_due:
             return
         began = time.process_time()
-        self._evidence = list(self._proc.evidence(min(self._frames, MOST_DESCRIBED)))
+        pieces = self._proc.evidence(min(self._frames, MOST_DESCRIBED))
+        self._evidence = [wire.pack(piece) for piece in pieces]
         cost = time.process_time() - began
         self._evidence_due = now + cost * EVIDENCE_SHARE / self._budget.share
 
@@ -137,7 +138,7 @@ class Agent:
             self._due = self._evidence_due = now
         return self._snapshot
 
-    def _parts(self, now: float) -> Iterator[bytes]:
+    def _parts(self, now: float) -> Iterator[Part]:
         """A snapshot, uncompressed; its format is told in nova_enlightened.knowledge.snapshot."""
         sampler = self._sampler
         name = self._sources[0].name.encode() if sampler else b"page-flags"
@@ -158,7 +159,7 @@ class Agent:
         )
         yield name
         for evidence in self._evidence:
-            described -= len(evidence)
+            described -= len(evidence.raw)
             yield evidence
         yield bytes(described)  # memory that was taken out meanwhile
         for bitmap in bitmaps:

@@ -8,12 +8,15 @@ the last sample and a history byte a page (bit 7: used in the newest sample).
 
 import os
 import time
-from typing import Dict, Iterator, List, Optional, Set, Tuple
+from typing import Dict, Iterator, List, Optional, Set, Tuple, Union
 
 from nova_enlightened.guest import proc as procfs
 from nova_enlightened.guest import wire
 from nova_enlightened.guest.sources import PagemapScan, Source
 
+Part = Union[bytes, wire.Packed]
+WORTH_PACKING = 1024
+"""Pages of a window from which on its frame numbers are kept compressed between samples."""
 FULL_EVERY = 4
 """Samples that look at all areas of a process and what was read there; those between ask only
 which pages were written, for a fifth of the price. More than `wire.HISTORY` makes no sense."""
@@ -68,25 +71,47 @@ class Budget:
 
 
 class Window:
-    """Part of an area: what its pages were and when they were used."""
+    """Part of an area: where its pages are and when they were used."""
 
-    __slots__ = ("entries", "history", "read_share", "samples")
+    __slots__ = ("frames", "history", "packed", "read_share", "samples", "state")
 
     def __init__(self) -> None:
-        self.entries = b""
+        self.frames = b""
+        """Four planes of frame numbers, as in pagemap entries."""
+        self.packed: Optional[wire.Packed] = None
+        self.state = b""
         self.history = b""
         self.samples = 0
         self.read_share = 0
 
     def take(self, entries: bytes, used: bytes) -> None:
-        """One more sample."""
-        self.entries = entries
+        """One more sample: pagemap entries, and a plane of what was in use or nothing."""
+        frames = b"".join(entries[k :: procfs.ENTRY] for k in range(4))
+        if frames != self.frames:
+            self.frames = frames
+            self.packed = None
+        self.state = entries[7 :: procfs.ENTRY].translate(wire.KEEP_TOP)
         self.samples += 1
         if used:
-            used = wire.both(used, entries[7 :: procfs.ENTRY])
+            used = wire.both(used, self.state)
             aged = self.history.translate(wire.OLDER)[: len(used)]
             aged += bytes(len(used) - len(aged))
             self.history = wire.either(aged, used)
+
+    def parts(self) -> Iterator[Part]:
+        """For a snapshot."""
+        pages = len(self.state)
+        history = self.history.ljust(pages, b"\0")[:pages]
+        written = history.count(0) != pages
+        yield wire.area_head(pages, self.read_share, self.samples, written)
+        if pages < WORTH_PACKING:
+            yield self.frames
+        else:
+            self.packed = self.packed or wire.pack(self.frames)
+            yield self.packed
+        yield self.state
+        if written:
+            yield history
 
     def used(self, samples: int) -> int:
         """How many pages were in use in any of the last so many samples."""
@@ -121,7 +146,7 @@ class Watched:
         found = [(start, window) for area in self.areas for start, _, window in area.windows]
         return sorted(found, key=lambda each: each[0])
 
-    def parts(self) -> Iterator[bytes]:
+    def parts(self) -> Iterator[Part]:
         """For a snapshot."""
         name = self.usage.name[:64]
         windows = self.windows
@@ -134,7 +159,7 @@ class Watched:
         )
         yield name
         for _, window in windows:
-            yield from wire.area(window.entries, window.history, window.samples, window.read_share)
+            yield from window.parts()
 
 
 class Sampler:

@@ -8,7 +8,7 @@ as far as a guest has no choice but to, yet a damaged stream must not take the a
 
 import struct
 import zlib
-from typing import Iterable, List, Tuple
+from typing import Iterable, List, NamedTuple, Tuple, Union
 
 PORT_NAME = "org.openstack.enlightened.0"
 PROTOCOL = 1
@@ -68,11 +68,35 @@ class Requests:
             found.append((kind, request, payload))
 
 
-def compress(parts: Iterable[bytes]) -> bytes:
-    """Compress without holding all parts at once. Level 1: the guest's time is what counts."""
-    squeeze = zlib.compressobj(1)
-    out = [squeeze.compress(part) for part in parts]
-    out.append(squeeze.flush())
+class Packed(NamedTuple):
+    """Bytes and what they deflate to, so that what stays the same is compressed once."""
+
+    raw: bytes
+    deflated: bytes
+
+
+def pack(raw: bytes) -> Packed:
+    """Deflate on its own, ending at a byte and referring to nothing before it."""
+    # Level 1: the guest's time is what counts.
+    squeeze = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return Packed(raw, squeeze.compress(raw) + squeeze.flush(zlib.Z_FULL_FLUSH))
+
+
+def compress(parts: Iterable[Union[bytes, Packed]]) -> bytes:
+    """One zlib stream (RFC 1950) of all parts, using what is packed already."""
+    checksum = 1
+    out = [b"\x78\x01"]
+    loose: List[bytes] = []
+    for part in parts:
+        raw = part.raw if isinstance(part, Packed) else part
+        checksum = zlib.adler32(raw, checksum)
+        if isinstance(part, Packed):
+            out += [pack(b"".join(loose)).deflated, part.deflated]
+            loose = []
+        else:
+            loose.append(part)
+    # An empty last block with fixed codes ends the deflated data.
+    out += [pack(b"".join(loose)).deflated, b"\x03\x00", struct.pack(">I", checksum & 0xFFFFFFFF)]
     return b"".join(out)
 
 
@@ -90,20 +114,9 @@ def both(first: bytes, second: bytes) -> bytes:
     return whole.to_bytes(len(first), "little")
 
 
-def area(entries: bytes, history: bytes, samples: int, read_share: int) -> List[bytes]:
-    """One area of a process.
-
-    :param entries: its /proc/PID/pagemap, 8 bytes a page.
-    :param history: one byte a page, or nothing.
-    """
-    state = entries[7::8].translate(KEEP_TOP)
-    planes = [entries[0::8], entries[1::8], entries[2::8], entries[3::8], state, history]
-    mask = 0
-    for k, plane in enumerate(planes):
-        if plane and plane.count(0) != len(plane):
-            mask |= 1 << k
-    head = AREA_HEAD.pack(len(state), read_share, min(samples, HISTORY), mask, 0)
-    return [head] + [plane for k, plane in enumerate(planes) if mask >> k & 1]
+def area_head(pages: int, read_share: int, samples: int, history: bool) -> bytes:
+    """Announces one area: four planes of frame numbers, one of states, maybe one of history."""
+    return AREA_HEAD.pack(pages, read_share, min(samples, HISTORY), 0x3F if history else 0x1F, 0)
 
 
 KEEP_TOP = bytes(value & 0x80 for value in range(256))

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -57,7 +58,9 @@ class Watching:
             *(len(self.sampler.watched), len(self.sampler.bitmaps), 0, 0),
         )
         parts = [part for watched in self.sampler.watched.values() for part in watched.parts()]
-        return decode_snapshot(b"".join([head, *self.sampler.bitmaps, *parts]))
+        return decode_snapshot(
+            zlib.decompress(wire.compress([head, *self.sampler.bitmaps, *parts]))
+        )
 
 
 @pytest.fixture
@@ -455,6 +458,19 @@ def test_a_window_remembers_the_last_eight_samples_of_each_page(
     for page in range(8):
         expected = sum(0x80 >> k for k, used in enumerate(newest_first) if used[page])
         assert window.history[page] == expected
+
+
+def test_frame_numbers_are_compressed_again_only_when_they_change() -> None:
+    pages = sampling.WORTH_PACKING
+    window = Window()
+    entries = b"".join((PRESENT | n + 1).to_bytes(8, "little") for n in range(pages))
+
+    window.take(entries, b"")
+    first = list(window.parts())
+    window.take(entries.replace(b"\x80", b"\xc0"), b"")
+    assert list(window.parts())[1] is first[1]
+    window.take(entries[8:] + entries[:8], b"")
+    assert list(window.parts())[1] is not first[1]
 
 
 @settings(deadline=None)

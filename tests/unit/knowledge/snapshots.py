@@ -25,7 +25,10 @@ class Area:
         entries = b"".join(
             (PRESENT | frame if frame else 0).to_bytes(8, "little") for frame in self.frames
         )
-        return wire.area(entries, self.history, self.samples, self.read_share)
+        planes = [entries[k::8] for k in (0, 1, 2, 3, 7)]
+        head = wire.area_head(len(self.frames), self.read_share, 0, bool(self.history))
+        # Any number of samples, also one that the agent would not send.
+        return [head[:5] + bytes([self.samples]) + head[6:], *planes, self.history]
 
 
 @dataclass(frozen=True)
