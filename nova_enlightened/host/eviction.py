@@ -9,8 +9,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import libvirt
 
@@ -20,17 +19,6 @@ LOG = logging.getLogger(__name__)
 
 SWITCH_RETRY_S = 0.01
 SWITCH_TIMEOUT_S = 30.0
-GUARD_INTERVAL_S = 0.25
-
-BACKGROUND_MIB_S = 1
-"""Rate of QEMU's own background scan while a relay requests the pages, the least libvirt can set.
-
-QEMU serves page requests without regard to ``max-postcopy-bandwidth`` and stops only its own
-scan at that rate (``ram_save_iterate`` in migration/ram.c), so the order of the pages is then
-the order of the requests. The scan never stops altogether: a relay that stops requesting slows
-the migration down but cannot stop it.
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Route:
@@ -39,29 +27,25 @@ class Route:
     :param control_uri: the destination's libvirt, as seen from the source host.
     :param migrate_uri: where QEMU connects; ``unix://PATH`` for a relay, None for libvirt's choice.
     :param postcopy: switch at once; otherwise plain pre-copy.
-    :param ordered: a relay requests the pages, so QEMU's own scan is held back.
     """
 
     control_uri: str
     migrate_uri: str | None = None
     postcopy: bool = True
-    ordered: bool = False
 
     def flags(self) -> int:
-        flags = (
+        flags: int = (
             libvirt.VIR_MIGRATE_LIVE
             | libvirt.VIR_MIGRATE_PEER2PEER
             | libvirt.VIR_MIGRATE_PERSIST_DEST
             | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
         )
-        return flags | (libvirt.VIR_MIGRATE_POSTCOPY if self.postcopy else 0)
+        return int(flags) | (libvirt.VIR_MIGRATE_POSTCOPY if self.postcopy else 0)
 
     def parameters(self) -> dict[str, str | int]:
         parameters: dict[str, str | int] = {}
         if self.migrate_uri:
             parameters[libvirt.VIR_MIGRATE_PARAM_URI] = self.migrate_uri
-        if self.ordered:
-            parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY] = BACKGROUND_MIB_S
         return parameters
 
 
@@ -75,24 +59,18 @@ class EvictionTimes:
 
 
 class Eviction:
-    """Moves one domain along a route; :meth:`run` blocks until libvirt has ended it.
-
-    :param relay_state: answers the source relay's state (``RunningRelay.state``). QEMU's own
-        scan is held back until the relay has asked for all it knows of, or cannot ask any more.
-    """
+    """Moves one domain along a route; :meth:`run` blocks until libvirt has ended it."""
 
     def __init__(
         self,
         domain: libvirt.virDomain,
         route: Route,
         *,
-        relay_state: Callable[[], Mapping[str, Any]] = dict,
         on_switch: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._domain = domain
         self._route = route
-        self._relay_state = relay_state
         self._on_switch = on_switch
         self._clock = clock
         self._ended = threading.Event()
@@ -124,19 +102,6 @@ class Eviction:
                 switcher.join()
         return self.times
 
-    def _guard(self) -> None:
-        """Give QEMU's own scan full speed as soon as the relay has no pages to request."""
-        while not self._ended.wait(GUARD_INTERVAL_S):
-            if self._relay_state().get("background") == "free":
-                self._release_background()
-                return
-
-    def _release_background(self) -> None:
-        try:
-            self._domain.migrateSetMaxSpeed(0, libvirt.VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY)
-        except libvirt.libvirtError as error:
-            LOG.warning("Background scan of %s stays slow: %s", self._domain.name(), error)
-
     def _switch(self) -> None:
         """Ask for post-copy until QEMU takes it.
 
@@ -154,8 +119,6 @@ class Eviction:
                 continue
             self.times.switch_accepted = self._clock()
             self._on_switch()
-            if self._route.ordered:
-                self._guard()
             return
         if not self._ended.is_set():
             LOG.warning(

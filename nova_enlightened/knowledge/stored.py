@@ -7,7 +7,7 @@ checked before (`snapshot.decode_snapshot`).
 
 import io
 import json
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -28,7 +28,9 @@ def dump(known: GuestKnowledge) -> bytes:
         "processes": [[p.pid, p.name, p.running, p.cpu] for p in known.processes],
     }
     out = io.BytesIO()
-    arrays = {f"frames{index}": p.frames for index, p in enumerate(known.processes)}
+    arrays: dict[str, Any] = {
+        f"frames{index}": process.frames for index, process in enumerate(known.processes)
+    }
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     np.savez(out, header=text, classes=known.classes, heat=known.heat, **arrays)
     return out.getvalue()

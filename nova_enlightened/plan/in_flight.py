@@ -18,12 +18,10 @@ BASE_WINDOW_S = 10.0
 TARGET_S = 0.005
 FLOOR = 128 * 1024
 CAP = 8 * 1024 * 1024
+#: Queue aimed at, at most: a path of gigabytes a second would take many megabytes in the target's
+#: time, which keep it no busier and let a demand fault wait for longer.
 QUEUE = 512 * 1024
 _START = 512 * 1024
-#: More queue than this does not make a path of gigabytes a second faster, but leaves the
-#: processor's cache: with 8 MiB under way on loopback a byte cost both sides nearly twice the
-#: processor time that it costs with 0.5 MiB.
-QUEUE = 512 * 1024
 #: Round trips of at least this long count together: one of them is late when the processor,
 #: not the link, was busy.
 _ROUND_S = 0.002
@@ -50,9 +48,7 @@ class InFlightLimit:
         self._base: collections.deque[tuple[float, float]] = collections.deque()
         self._probe_at: float | None = None  # when the base is to be measured anew
         self._probe_until: float | None = None
-        self._round_since = 0.0
         self._round_end = 0.0
-        self._round_bytes = 0
         self._round_rtt: float | None = None
         self._round_full = False
 
@@ -66,7 +62,7 @@ class InFlightLimit:
         self._steered = self.window = min(max(_START, self._floor), self._cap)
         self._base.clear()
         self._probe_at = self._probe_until = None
-        self._new_round(now, now)
+        self._new_round(now)
 
     def acknowledged(self, count: int, rtt: float, in_flight: int, now: float) -> None:
         """Take one acknowledgement.
@@ -77,7 +73,6 @@ class InFlightLimit:
         :param now: seconds, monotonic.
         """
         self._note_base(rtt, now)
-        self._round_bytes += count
         self._round_rtt = rtt if self._round_rtt is None else min(rtt, self._round_rtt)
         # Not to be grown on the word of a time when less was sent than allowed.
         self._round_full = self._round_full or in_flight >= self.window * 3 // 4
@@ -114,11 +109,10 @@ class InFlightLimit:
             wanted = self._steered
         self._steered = int(min(max(wanted, self._floor), self._cap))
         self.window = self._steered
-        self._new_round(now, now + max(rtt, _ROUND_S))
+        self._new_round(now + max(rtt, _ROUND_S))
 
-    def _new_round(self, now: float, end: float) -> None:
-        self._round_since, self._round_end = now, end
-        self._round_bytes, self._round_rtt, self._round_full = 0, None, False
+    def _new_round(self, end: float) -> None:
+        self._round_end, self._round_rtt, self._round_full = end, None, False
 
     def _begin_probe(self, now: float) -> None:
         """Let the queue drain, to see the empty path."""
@@ -129,4 +123,4 @@ class InFlightLimit:
         self.window = self._steered
         self._probe_until = None
         self._probe_at = now + BASE_WINDOW_S * 0.9
-        self._new_round(now, now)
+        self._new_round(now)

@@ -20,7 +20,7 @@ from nova_enlightened.exception import PlanError
 from nova_enlightened.knowledge.space import PageSpace
 from nova_enlightened.plan.fault_trace import FaultFlag
 from nova_enlightened.plan.neighbours import Neighbours
-from nova_enlightened.plan.outstanding import ASKED, SEEN, Outstanding
+from nova_enlightened.plan.outstanding import ASKED, NEAR, SEEN, Outstanding
 from nova_enlightened.plan.requests import RequestShape
 from nova_enlightened.plan.transfer_plan import Pages, TransferPlan
 from nova_enlightened.plan.window import InjectionWindow
@@ -39,6 +39,8 @@ SCAN_LIMIT: Final = 1 << 18
 """Plan entries looked at in one call (about a millisecond); the next call goes on."""
 
 
+DEMAND: Final = np.uint8(16)
+"""Beside the bits of `outstanding`: the guest waits for the page."""
 _FLAGS: Final = {
     0: FaultFlag(0),
     int(ASKED): FaultFlag.ASKED,
@@ -113,7 +115,6 @@ class Injector:
         self._is_urgent = _members(plan)
         self._neighbours = Neighbours(space, plan)
         self._cursor = 0
-        self._rest_cursor = 0
         self._started = False
         self._urgent_done_at: float | None = None
         self.remaining = space.pages
@@ -154,7 +155,7 @@ class Injector:
         self._plan = self._checked(plan)
         self._is_urgent = _members(plan)
         self._neighbours.replan(plan)
-        self._cursor = self._rest_cursor = 0
+        self._cursor = 0
         self._urgent_done_at = None
 
     def sent(self, pages: Pages, *, zero: bool = False) -> None:
@@ -195,7 +196,7 @@ class Injector:
         seen = part & SEEN != 0
         self.remaining += int(np.count_nonzero(seen))
         part[seen] = 0
-        self._cursor = self._rest_cursor = 0
+        self._cursor = 0
 
     def fault(self, page: int, count: int, now: float) -> FaultFlag:
         """The guest waits for these pages; the destination's own request goes to the source.
@@ -211,6 +212,7 @@ class Injector:
         pages = np.arange(page, page + count, dtype=np.int64)
         self._count(self._faults_by_class, pages[:1])
         self._fifo.requested(pages[self._state[pages] == 0], near=False)
+        self._state[pages[self._state[pages] & SEEN == 0]] |= DEMAND
         near, proven = self._neighbours.around(page, now)
         near = near[self._state[near] == 0]
         if near.size:
@@ -252,7 +254,7 @@ class Injector:
         state = self._state[pages]
         planned = ((state & ASKED) != 0) | self._is_urgent[pages]
         worth = np.where(planned, np.uint8(Urgency.PLANNED), np.uint8(Urgency.BACKGROUND))
-        worth[(state & (DEMAND | CLUSTER)) != 0] = Urgency.DEMANDED
+        worth[(state & (DEMAND | NEAR)) != 0] = Urgency.DEMANDED
         return worth
 
     def statistics(self) -> InjectorStatistics:

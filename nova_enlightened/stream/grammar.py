@@ -82,6 +82,11 @@ class Grammar:
         return self._pages.blocks
 
     @property
+    def block(self) -> str | None:
+        """The RAM block named last."""
+        return self._pages.block
+
+    @property
     def section(self) -> str:
         """Where in the stream ``base`` is, in words."""
         return self.state.value

@@ -70,6 +70,26 @@ class MigrationStream:
         return self._grammar.blocks
 
     @property
+    def distance(self) -> int:
+        """Bytes that have to be read to reach the end of the element begun; 0 between elements.
+
+        An element's length may show only as it is read: ask again.
+        """
+        if self._grammar.skip:
+            return self._grammar.skip
+        return self._want - len(self._tail) if self._tail else 0
+
+    @property
+    def in_ram(self) -> bool:
+        """Whether page records follow."""
+        return self._grammar.state is State.RAM
+
+    @property
+    def block(self) -> str | None:
+        """The RAM block named last, which a continued record means."""
+        return self._grammar.block
+
+    @property
     def opaque(self) -> bool:
         """Whether the stream is no longer understood."""
         return self._grammar.state is State.OPAQUE

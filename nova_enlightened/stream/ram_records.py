@@ -101,7 +101,8 @@ class RamRecords:
 
     def __init__(self, blocks: Mapping[str, int] | None) -> None:
         self.blocks = blocks
-        self._block: str | None = None
+        self.block: str | None = None
+        """The block named last, which a continued record means."""
         self._bound = 0
         self._normal = PageBatch()
         self._zero = PageBatch()
@@ -180,7 +181,7 @@ class RamRecords:
         if flags & ~_CONTINUE not in (_PAGE, _ZERO):
             return 0
         if flags & _CONTINUE:
-            name = self._block
+            name = self.block
             if name is None:
                 raise Refused(OpaqueReason.NO_BLOCK, f"offset {word - flags:#x}")
         else:
@@ -209,9 +210,9 @@ class RamRecords:
     def _enter(self, name: str, offset: int) -> None:
         """Make ``name`` the current block, if a page at ``offset`` is inside it."""
         bound = self.check(name, offset + TARGET_PAGE_SIZE)
-        if name != self._block:
+        if name != self.block:
             self._close()
-            self._block, self._bound = name, bound
+            self.block, self._bound = name, bound
 
     def _owe(self, offset: int) -> None:
         self._pending = offset
@@ -220,5 +221,5 @@ class RamRecords:
     def _close(self) -> None:
         for batch, zero in ((self._normal, False), (self._zero, True)):
             offsets = batch.take()
-            if offsets is not None and self._block is not None:
-                self._finished.append(RamPages(self._block, offsets, zero))
+            if offsets is not None and self.block is not None:
+                self._finished.append(RamPages(self.block, offsets, zero))

@@ -11,6 +11,7 @@ import enum
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from nova_enlightened import exception
 from nova_enlightened.knowledge.classes import PageClass
@@ -21,8 +22,8 @@ from nova_enlightened.plan.transfer_plan import TransferPlan, empty_plan
 from nova_enlightened.plan.window import InjectionWindow, WindowLimits
 from nova_enlightened.stream import events as ev
 from nova_enlightened.stream import return_path as rp
-from nova_enlightened.stream.migration import MigrationStream, recognise_channel
-from nova_enlightened.stream.states import Channel
+from nova_enlightened.stream.migration import MigrationStream
+from nova_enlightened.transfer.resequencer import Resequencer
 
 
 class Phase(enum.StrEnum):
@@ -74,7 +75,53 @@ class OrderedMigration:
         self._streams: dict[int, MigrationStream] = {}
         self._return_path = rp.ReturnPath()
         self._injector: Injector | None = None
+        self._resequencer: Resequencer | None = None
         self._named: str | None = None  # the block the destination named last
+
+    @property
+    def pulling(self) -> bool:
+        """Pages are asked for in plan order: what nobody asked for can wait."""
+        return (
+            self.phase is Phase.POSTCOPY
+            and self.marks.planned is not None
+            and self._injector is not None
+            and not self._injector.plan_done
+        )
+
+    @property
+    def outstanding(self) -> int:
+        """Pages asked for, by the guest or the plan, that QEMU has not sent yet."""
+        return self._injector.outstanding if self._injector is not None else 0
+
+    def distance(self, channel: int) -> int | None:
+        """Bytes to read at most before :meth:`resequence` is tried again; None: any number."""
+        stream = self._streams.get(channel)
+        if self.phase is not Phase.POSTCOPY or stream is None or self._resequencer is not None:
+            return None
+        return stream.distance or 1
+
+    def resequence(self, channel: int) -> Resequencer | None:
+        """What orders the channel's pages from here on, once the stream is at such a place."""
+        stream = self._streams.get(channel)
+        if (
+            self.phase is not Phase.POSTCOPY
+            or stream is None
+            or stream.distance
+            or not stream.in_ram
+            or stream.ram_section_id is None
+            or self.space is None
+            or self._injector is None
+        ):
+            return None
+        self._resequencer = Resequencer(
+            self.space, stream.ram_section_id, stream.block, self._injector.worth
+        )
+        return self._resequencer
+
+    def emitted(self, pages: npt.NDArray[np.int64], now: float) -> None:
+        """These pages were given to the link: faults on them have ended."""
+        if self._faults is not None and self._faults.waiting:
+            self._latencies += self._faults.seen(pages, now)
 
     def forward(self, channel: int, data: memoryview, now: float) -> None:
         """Observe bytes that QEMU sends. :raises StreamError: impossible lengths."""
@@ -82,7 +129,7 @@ class OrderedMigration:
         if stream is None:
             if self.marks.first_byte is None:
                 self.marks.first_byte = now
-            stream = self._streams[channel] = self._new_stream(data)
+            stream = self._streams[channel] = self._new_stream()
         stream.receive_data(data)
         while (event := stream.next_event()) is not ev.NEED_DATA:
             self._observe(event, now)
@@ -151,9 +198,9 @@ class OrderedMigration:
         policy = self._injector.statistics().policy
         return self._faults.trace(self.space.blocks(), policy, bandwidth)
 
-    def _new_stream(self, first: memoryview) -> MigrationStream:
+    def _new_stream(self) -> MigrationStream:
         blocks = dict(self.space.blocks()) if self.space is not None else None
-        return MigrationStream(recognise_channel(first) or Channel.MAIN, blocks=blocks)
+        return MigrationStream(blocks=blocks)
 
     def _observe(self, event: ev.Event, now: float) -> None:
         self.phase = _AFTER.get((self.phase, type(event)), self.phase)
@@ -178,7 +225,7 @@ class OrderedMigration:
                 self.opaque_reason = f"{event.reason.value}: {event.detail}"
 
     def _lay_out(self, setup: ev.RamBlocks) -> None:
-        self.space = PageSpace([(block.name, block.length) for block in setup.blocks])
+        self.space = PageSpace([(block.name, block.length) for block in setup.blocks if block.length])
         self._injector = Injector(
             empty_plan("stock", self.space.pages),
             self.space,
@@ -195,8 +242,8 @@ class OrderedMigration:
             return
         pages = self.space.base(event.block) + event.offsets.astype(np.int64) // TARGET_PAGE
         self._injector.sent(pages, zero=event.zero)
-        if self._faults is not None:
-            self._latencies += self._faults.seen(pages, now)
+        if self._resequencer is None:
+            self.emitted(pages, now)
 
     def _answer(self, event: rp.ReturnPathEvent, now: float) -> bytes:
         if not isinstance(event, rp.RequestPages):
@@ -217,6 +264,8 @@ class OrderedMigration:
             return  # QEMU judges a request we cannot place.
         if self._faults is not None:
             self._faults.fault(page, now)
+        if self._resequencer is not None:
+            self._resequencer.promote(page)
 
 
 def _summary(latencies: list[float]) -> dict[str, float | int]:

@@ -183,26 +183,39 @@ class Relay:
         if ready & selectors.EVENT_READ and channel.read_open:
             self._read_qemu(channel)
 
+    def _may_read(self, channel: int) -> bool:
+        """Whether there is room for what QEMU says on a channel."""
+        return self._link.can_send(channel) >= SMALL_READ
+
     def _read_qemu(self, channel: QemuSocket) -> None:
         """Read what there is and there is room for."""
+        while self._may_read(channel.channel) and self._read_once(channel, None):
+            pass
+
+    def _read_once(self, channel: QemuSocket, most: int | None) -> bool:
+        """Read at most so many bytes into the link; whether there may be more."""
         number = channel.channel
-        while self._link.can_send(number) >= SMALL_READ:
-            buffer = self._link.buffer(number)
-            if not buffer:
-                return
-            count = channel.read_into(buffer)
-            if count is None:
-                return
-            if count == 0:
-                self._outgoing_ended(number)
-                self._link.send_fin(number)
-                return
-            self._outgoing(number, buffer[:count])
-            self._link.commit(number, count)
+        buffer = self._link.buffer(number)[:most]
+        if not buffer:
+            return False
+        count = channel.read_into(buffer)
+        if count is None:
+            return False
+        if count == 0:
+            self._end_outgoing(channel)
+            return False
+        self._outgoing(number, buffer[:count])
+        self._link.commit(number, count)
+        return True
+
+    def _end_outgoing(self, channel: QemuSocket) -> None:
+        """All that QEMU said on a channel was given to the link."""
+        self._outgoing_ended(channel.channel)
+        self._link.send_fin(channel.channel)
 
     def _rewatch(self, channel: QemuSocket) -> None:
         wanted = 0
-        if channel.read_open and self._link.can_send(channel.channel) >= SMALL_READ:
+        if channel.read_open and self._may_read(channel.channel):
             wanted |= selectors.EVENT_READ
         if channel.backlog:
             wanted |= selectors.EVENT_WRITE

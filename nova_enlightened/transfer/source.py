@@ -7,17 +7,28 @@ import selectors
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from nova_enlightened import exception
 from nova_enlightened.plan.window import WindowLimits
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
 from nova_enlightened.transfer.planning import Planner
+from nova_enlightened.transfer.qemu_socket import QemuSocket
 from nova_enlightened.transfer.relay import MAIN, SMALL_READ, Relay
+from nova_enlightened.transfer.resequencer import Resequencer
 from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
+
+AHEAD: Final = 256 * 1024
+"""Bytes read ahead of the link: enough that it never waits for QEMU."""
+HOLD: Final = 64 * 1024 * 1024
+"""Bytes of pages nobody asked for that are held back; beyond that they go along."""
+IDLE: Final = 64 * 1024
+"""With less under way the link is nearly idle, and any page is better than none."""
+SMALL_SEND: Final = 8 * 1024
+MAX_SEND: Final = 64 * 1024
 
 
 class SourceRelay(Relay):
@@ -33,6 +44,8 @@ class SourceRelay(Relay):
         self._planner = Planner(spec.policy, spec.layout, self.wake)
         self._knowledge = spec.knowledge
         self._plan_error: str | None = None
+        self._resequencer: Resequencer | None = None
+        self._resequenced = False
 
     def _open(self) -> None:
         super()._open()
@@ -67,6 +80,69 @@ class SourceRelay(Relay):
         except exception.StreamError as error:
             self._refuse_stream(error)
 
+    # -- the main channel after the switch ----------------------------------------------------
+
+    def _may_read(self, channel: int) -> bool:
+        sequencer = self._resequencer
+        if channel != MAIN or sequencer is None:
+            return super()._may_read(channel)
+        if not self._ordered.pulling:
+            return sequencer.held < AHEAD
+        # QEMU sends pages of its own choice as soon as it has answered all requests.
+        return self._ordered.outstanding > 0 and sequencer.ready < 2 * AHEAD
+
+    def _read_qemu(self, channel: QemuSocket) -> None:
+        after_switch = self._ordered.phase is Phase.POSTCOPY and not self._resequenced
+        if channel.channel != MAIN or not after_switch:
+            super()._read_qemu(channel)
+            return
+        if self._resequencer is None and not self._aligned(channel):
+            return
+        sequencer = self._resequencer
+        while sequencer is not None and self._may_read(MAIN):
+            buffer = sequencer.buffer()
+            count = channel.read_into(buffer)
+            if count is None:
+                return
+            if count == 0:
+                sequencer.end()
+                return
+            sequencer.receive(count)
+            self._outgoing(MAIN, buffer[:count])
+
+    def _aligned(self, channel: QemuSocket) -> bool:
+        """Carry the main channel up to where its pages can be told apart."""
+        while self._link.can_send(MAIN) >= SMALL_READ:
+            self._resequencer = self._ordered.resequence(MAIN)
+            if self._resequencer is not None:
+                return True
+            if not self._read_once(channel, self._ordered.distance(MAIN)):
+                return False
+        return False
+
+    def _pump(self, now: float) -> None:
+        """Give the link pages while it has room, those nobody asked for when it has no others."""
+        sequencer = self._resequencer
+        if sequencer is None:
+            return
+        while (room := self._link.can_send(MAIN)) >= SMALL_SEND:
+            background = (
+                not self._ordered.pulling
+                or sequencer.held > HOLD
+                or self._link.session.under_way < IDLE
+            )
+            data, pages = sequencer.take(min(room, MAX_SEND), background)
+            if not data:
+                break
+            self._link.send_data(MAIN, data)
+            self._ordered.emitted(pages, now)
+        channel = self._channels.get(MAIN)
+        if sequencer.finished and channel is not None:
+            self._resequencer = None
+            self._resequenced = True
+            if not channel.read_open:
+                self._end_outgoing(channel)
+
     def _outgoing_ended(self, channel: int) -> None:
         try:
             self._ordered.forward_ended(channel)
@@ -90,8 +166,10 @@ class SourceRelay(Relay):
 
     def _work(self, now: float) -> None:
         self._plan()
+        self._pump(now)
         main = self._channels.get(MAIN)
-        if main is not None and self._link.can_send(MAIN) >= SMALL_READ:
+        sequencer = self._resequencer
+        if main is not None and sequencer is not None and sequencer.ready < AHEAD:
             requests = self._ordered.inject(now)
             if requests:
                 main.write(requests)
@@ -119,14 +197,8 @@ class SourceRelay(Relay):
         return {
             **self._ordered.statistics(),
             "plan_error": self._plan_error,
-            "background": "held" if self._holds_background() else "free",
+            "held": self._resequencer.held if self._resequencer is not None else 0,
         }
-
-    def _holds_background(self) -> bool:
-        """Whether QEMU's own scan is better held back: the relay still has pages to ask for."""
-        if self._ordered.phase is Phase.OPAQUE or self._plan_error is not None:
-            return False
-        return self.spec.knowledge is not None and not self._ordered.plan_done
 
     def _write_trace(self) -> None:
         trace = self._ordered.trace(None)
