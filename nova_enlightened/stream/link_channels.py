@@ -10,6 +10,7 @@ from nova_enlightened.stream.link_buffers import Block, BlockPool
 from nova_enlightened.stream.link_frames import (
     FRAMING,
     HEADER,
+    HEADER_SIZE,
     MAGIC,
     MAX_PAYLOAD,
     Chunk,
@@ -132,21 +133,28 @@ class Outlet:
             self._append(_Segment(FrameType.DATA, self._end, self._end + len(view), view, now))
 
     def take(self, into: collections.deque[memoryview], room: int) -> int:
-        """Move frames of about ``room`` bytes to the connection; return their payload bytes."""
+        """Move frames of about ``room`` bytes to the connection; return how many bytes.
+
+        Data that was sent piece by piece and waited together crosses in one frame.
+        """
         taken = 0
         waiting = self._waiting
         while waiting and taken < room:
-            segment = waiting.popleft()
-            size = len(segment.view)
-            into.append(
-                memoryview(
-                    HEADER.pack(MAGIC, FRAMING, segment.kind, self._channel, size, segment.start)
-                )
-            )
-            if size:
-                into.append(segment.view)
-            taken += size
-            self._reached = max(self._reached, segment.end)
+            first = last = waiting.popleft()
+            size = len(first.view)
+            views = [first.view] if size else []
+            while size and waiting and size < room and waiting[0].kind is FrameType.DATA:
+                more = len(waiting[0].view)
+                if size + more > MAX_PAYLOAD:
+                    break
+                last = waiting.popleft()
+                views.append(last.view)
+                size += more
+            header = HEADER.pack(MAGIC, FRAMING, first.kind, self._channel, size, first.start)
+            into.append(memoryview(header))
+            into.extend(views)
+            taken += HEADER_SIZE + size
+            self._reached = max(self._reached, last.end)
         return taken
 
     def acknowledge(self, number: int) -> tuple[int, float | None]:

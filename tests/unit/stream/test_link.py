@@ -273,6 +273,18 @@ def test_small_reads_behind_each_other_share_a_frame() -> None:
     assert pair.put(pair.source, 1 << 30) <= 100 * 4104 + 3 * HEADER_SIZE
 
 
+def test_pieces_that_wait_together_share_a_frame() -> None:
+    pair = opened()
+    pieces = [bytes([number]) * 4104 for number in range(60)]
+    for piece in pieces:
+        pair.source.session.send_data(MAIN, piece, 0.0)
+    pair.source.session.send_fin(MAIN)
+    assert pair.put(pair.source, 1 << 30) == 60 * 4104 + 2 * HEADER_SIZE
+    pair.settle()
+    assert pair.destination.arrived[MAIN] == b"".join(pieces)
+    assert pair.source.session.under_way == 0
+
+
 def test_memory_is_used_again() -> None:
     pair = opened()
     for _ in range(100):
