@@ -217,8 +217,10 @@ class LinkSession:
         self._outlet(channel).send_mark(FrameType.FIN)
 
     def send_reset(self, channel: int) -> None:
-        """The local QEMU socket broke: carry that, after all data."""
-        self._outlet(channel).send_mark(FrameType.RESET)
+        """The local QEMU socket broke: carry that, after all data. Once is enough."""
+        outlet = self._outlet(channel)
+        if not outlet.broken:
+            outlet.send_mark(FrameType.RESET)
 
     def send_bye(self, reason: str) -> None:
         """End the link for good. An empty reason says that all went well."""
@@ -241,14 +243,21 @@ class LinkSession:
         )
 
     @property
-    def finished(self) -> bool:
-        """Whether every channel has ended in both directions, and all of it is delivered."""
+    def ended(self) -> bool:
+        """Whether every channel has ended in both directions, and what came is delivered.
+
+        Acknowledgements of the peer may be missing.
+        """
         return (
             bool(self._outlets)
-            and self.settled
             and all(outlet.ended for outlet in self._outlets.values())
-            and all(inlet.ended for inlet in self._inlets.values())
+            and all(inlet.ended and not inlet.holding for inlet in self._inlets.values())
         )
+
+    @property
+    def finished(self) -> bool:
+        """Whether every channel has ended in both directions, and all of it is delivered."""
+        return self.ended and self.settled
 
     def output(self) -> collections.deque[memoryview]:
         """Return what to write to the connection next, in order; empty when nothing waits.

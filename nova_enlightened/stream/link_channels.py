@@ -76,6 +76,11 @@ class Outlet:
         """Whether nothing more may be sent."""
         return self._state in (ChannelState.FINISHED, ChannelState.RESET)
 
+    @property
+    def broken(self) -> bool:
+        """Whether RESET was sent."""
+        return self._state is ChannelState.RESET
+
     def begin(self) -> None:
         """The peer opened the channel; there is no OPEN in this direction."""
         self._state = after_unit(self._channel, self._state, FrameType.OPEN)
@@ -229,6 +234,11 @@ class Inlet:
     def ended(self) -> bool:
         """Whether nothing more may come."""
         return self._state in (ChannelState.FINISHED, ChannelState.RESET)
+
+    @property
+    def holding(self) -> bool:
+        """Whether something received is not delivered yet."""
+        return bool(self._held)
 
     def begin(self) -> None:
         """This side opened the channel; there is no OPEN in this direction."""

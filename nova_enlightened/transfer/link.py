@@ -89,6 +89,7 @@ class Link:
         self._heard = 0.0
         self._asked: float | None = None  # a PING that is not answered yet
         self._close_by: float | None = None
+        self._lost_at: float | None = None  # while there is no connection any more
 
     # -- life -------------------------------------------------------------------------------
 
@@ -198,7 +199,9 @@ class Link:
         if self._events or (active is not None and active.unread):
             return 0.0
         times = [self._admission.due]
-        if active is not None:
+        if active is None:
+            times.append(self._farewell_due)
+        else:
             times += (self._silence_due, self._close_by, self.session.ack_due)
         due = min((one for one in times if one is not None), default=None)
         return None if due is None else max(0.0, due - self._clock())
@@ -213,7 +216,18 @@ class Link:
             self.session.flush_acks(now)
             self._check_silence(active, now)
             self._flush()
+        elif self._farewell_due is not None and now >= self._farewell_due:
+            missing = self.session.under_way
+            self._events.append(Closed("the peer did not come back" if missing else ""))
+            self.abort()
         self._admission.tick(now)
+
+    @property
+    def _farewell_due(self) -> float | None:
+        """When to stop waiting for a peer whose last word is all that is missing."""
+        if self._lost_at is None or not self.session.ended:
+            return None
+        return self._lost_at + self.options.farewell
 
     @property
     def _silence_due(self) -> float:
@@ -265,7 +279,7 @@ class Link:
         self.reconnects += resumed
         self._peer_instance = peer.instance
         self.trouble = ""
-        self._active = connection
+        self._active, self._lost_at = connection, None
         self._hear(self._clock())
         connection.ready(self.session.receive_pool)
         self.session.attach(peer, self._clock())
@@ -348,6 +362,7 @@ class Link:
             self.abort()
             return
         self._drop_active()
+        self._lost_at = self._clock()
         self._events.append(Lost(reason))
         if self._role is Role.SOURCE:
             self._admission.connect_again()

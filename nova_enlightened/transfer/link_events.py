@@ -62,6 +62,8 @@ class LinkOptions:
     :param ping: silence after which the peer is asked.
     :param dead: silence after which the connection is given up.
     :param handshake: time to connect and to prove oneself.
+    :param farewell: time a peer is waited for that is missing only when all is over: its last
+        acknowledgement may have been lost with the connection.
     :param backoff: first pause before connecting again; doubled each time up to ``max_backoff``.
     """
 
@@ -71,5 +73,6 @@ class LinkOptions:
     ping: float = 1.0
     dead: float = 5.0
     handshake: float = 5.0
+    farewell: float = 600.0
     backoff: float = 0.05
     max_backoff: float = 2.0

@@ -188,6 +188,28 @@ def test_ending_without_a_connection_takes_no_time(hosts: Hosts) -> None:
     assert hosts.source.link.closed
 
 
+@pytest.mark.parametrize("unheard", ["source", "destination"])
+def test_a_peer_whose_last_word_was_lost_is_not_waited_for_for_ever(unheard: str) -> None:
+    with Hosts(options=dataclasses.replace(IMPATIENT, farewell=0.3)) as hosts:
+        hosts.open()
+        hosts.source.send(MAIN, noise(MIB, 1))
+        hosts.finish()
+        gone = hosts.source if unheard == "source" else hosts.destination
+        left = hosts.destination if unheard == "source" else hosts.source
+        gone.link.abort()
+        hosts.until(lambda: left.link.closed)
+        assert left.events[-1] == Closed("")
+
+
+def test_a_connection_lost_in_the_middle_is_waited_for() -> None:
+    with Hosts(options=dataclasses.replace(IMPATIENT, farewell=0.0)) as hosts:
+        hosts.open()
+        hosts.source.link.send_fin(MAIN)
+        hosts.wire.cut()
+        hosts.until(lambda: hosts.source.link.reconnects == 1)
+        assert not hosts.destination.saw(Closed)
+
+
 def test_a_source_started_anew_cannot_go_on_for_the_old_one(hosts: Hosts) -> None:
     hosts.open()
     hosts.source.link.abort()

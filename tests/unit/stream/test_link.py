@@ -138,6 +138,7 @@ def test_nothing_can_be_sent_after_fin() -> None:
 def test_reset_is_carried_and_ends_the_direction() -> None:
     pair = opened()
     pair.source.session.send_reset(PREEMPT)
+    pair.source.session.send_reset(PREEMPT)
     pair.settle()
     assert pair.destination.marks[-1] == Reset(PREEMPT)
 
