@@ -149,11 +149,10 @@ def _eviction(
         control_uri=destination.libvirt_uri(remote=True),
         migrate_uri=pair.migrate_uri if pair else None,
         postcopy=way.postcopy,
-        ordered=pair is not None and pair.source.spec.knowledge is not None,
     )
     state: Callable[[], Mapping[str, Any]] = pair.source.state if pair else dict
     domain = source.connection.lookupByName(guest.name)
-    return LabEviction(domain, state, Eviction(domain, route, relay_state=state))
+    return LabEviction(domain, state, Eviction(domain, route))
 
 
 def _start_relays(
