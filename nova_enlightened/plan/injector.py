@@ -20,7 +20,7 @@ from nova_enlightened.exception import PlanError
 from nova_enlightened.knowledge.space import PageSpace
 from nova_enlightened.plan.fault_trace import FaultFlag
 from nova_enlightened.plan.neighbours import Neighbours
-from nova_enlightened.plan.outstanding import ASKED, NEAR, SEEN, Outstanding
+from nova_enlightened.plan.outstanding import ASKED, DEMAND, NEAR, SEEN, Outstanding
 from nova_enlightened.plan.requests import RequestShape
 from nova_enlightened.plan.transfer_plan import Pages, TransferPlan
 from nova_enlightened.plan.window import InjectionWindow
@@ -35,12 +35,8 @@ CLUSTER_BACKLOG: Final = 2048
 """Neighbour pages kept waiting; beyond it the oldest fault's are forgotten."""
 REFILL: Final = 8
 """Requests are made when 1/REFILL of the window is free, not for every page."""
-SCAN_LIMIT: Final = 1 << 18
-"""Plan entries looked at in one call (about a millisecond); the next call goes on."""
 
 
-DEMAND: Final = np.uint8(16)
-"""Beside the bits of `outstanding`: the guest waits for the page."""
 _FLAGS: Final = {
     0: FaultFlag(0),
     int(ASKED): FaultFlag.ASKED,
@@ -132,6 +128,11 @@ class Injector:
         return self._fifo.count
 
     @property
+    def awaited(self) -> int:
+        """Pages the guest waits for that the source has not sent."""
+        return self._fifo.demanded
+
+    @property
     def urgent_left(self) -> int:
         """Urgent plan entries that were not looked at yet."""
         return max(0, self._plan.urgent - self._cursor)
@@ -168,17 +169,18 @@ class Injector:
         if not pages.size:
             return
         before = self._state[pages]
-        fresh = pages[before & SEEN == 0]
         self._state[pages] = SEEN
+        seen = self._fifo.seen(before)
+        fresh = pages[before & SEEN == 0] if seen.repeated else pages
         self.remaining -= fresh.size
         self._count(self._sent_by_class, fresh)
-        requested, unrequested = self._fifo.seen(before)
         if not self._started:
             return
+        unrequested = pages.size - seen.asked
         self._unrequested += unrequested
         if not zero:
             self._window.seen(
-                requested,
+                seen.asked,
                 unrequested,
                 outstanding=self._fifo.count,
                 urgent_left=self.urgent_left > 0,
@@ -211,8 +213,7 @@ class Injector:
         flags = _FLAGS[int(self._state[page]) & int(SEEN | ASKED)]
         pages = np.arange(page, page + count, dtype=np.int64)
         self._count(self._faults_by_class, pages[:1])
-        self._fifo.requested(pages[self._state[pages] == 0], near=False)
-        self._state[pages[self._state[pages] & SEEN == 0]] |= DEMAND
+        self._fifo.demand(pages)
         near, proven = self._neighbours.around(page, now)
         near = near[self._state[near] == 0]
         if near.size:
@@ -286,7 +287,7 @@ class Injector:
     def _distinct(self, pages: Pages) -> Pages:
         """Pages of the space, each once. Batches nearly always are so already."""
         pages = pages.astype(np.int64, copy=False)
-        if pages.size > 1 and not bool((np.diff(pages) > 0).all()):
+        if pages.size > 1 and not (pages[1:] > pages[:-1]).all():
             pages = np.unique(pages)
         if pages.size and (int(pages[0]) < 0 or int(pages[-1]) >= self._space.pages):
             pages = pages[(pages >= 0) & (pages < self._space.pages)]
@@ -297,8 +298,9 @@ class Injector:
         if not classes.size:
             counts[0] += pages.size
         elif pages.size:
-            found = np.minimum(classes[pages], CLASSES - 1)
-            counts += np.bincount(found, minlength=CLASSES)
+            found = np.bincount(classes[pages], minlength=CLASSES)
+            counts += found[:CLASSES]
+            counts[-1] += found[CLASSES:].sum()
 
     def _take_near(self, room: int, size: int) -> Pages:
         """Neighbours of the latest faults, within their share of the window."""
@@ -324,8 +326,8 @@ class Injector:
         """The next pages of the plan that still have to be asked for."""
         order = self._plan.order
         taken: list[Pages] = []
-        scanned, step = 0, max(256, 2 * room)
-        while room > 0 and self._cursor < order.size and scanned < SCAN_LIMIT:
+        step = max(256, 2 * room)
+        while room > 0 and self._cursor < order.size:
             chunk = order[self._cursor : self._cursor + step]
             wanted = np.flatnonzero(self._state[chunk] == 0)
             if wanted.size >= room:
@@ -335,8 +337,7 @@ class Injector:
                 self._cursor += chunk.size
             taken.append(chunk[wanted])
             room -= wanted.size
-            scanned += chunk.size
-            step = min(4 * step, 1 << 16)
+            step = min(4 * step, 1 << 18)  # where much has crossed already
         return np.concatenate(taken) if taken else np.empty(0, np.int64)
 
     def _requests(self, pages: Pages, *, near: bool) -> list[tuple[int, int]]:

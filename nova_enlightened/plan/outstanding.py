@@ -8,7 +8,7 @@ sent* once `SLACK` pages have been seen that were requested after it or were not
 all. Being wrong about it costs a slightly larger window, nothing more.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,31 @@ OUT: Final = np.uint8(4)
 NEAR: Final = np.uint8(8)
 """Outstanding because it is a neighbour of a fault."""
 
+DEMAND: Final = np.uint8(16)
+"""The guest waits for it."""
+
+STATES: Final = 32
+_STATES_WITH: Final = tuple(
+    tuple(state for state in range(STATES) if state & int(bit))
+    for bit in (SEEN, ASKED, OUT, NEAR, DEMAND)
+)
+
+
+class Seen(NamedTuple):
+    """Of a batch of pages that crossed: how many were in which state until then."""
+
+    repeated: int
+    asked: int
+    outstanding: int
+    near: int
+    demanded: int
+
 
 class Outstanding:
     """The queue of requested pages.
 
     :param state: a byte for every page, of the bits above; shared with the injector, which
-        keeps SEEN. This class keeps the other three.
+        keeps SEEN. This class keeps the others.
     """
 
     def __init__(self, state: npt.NDArray[np.uint8]) -> None:
@@ -44,6 +63,7 @@ class Outstanding:
         self._since_retired = 0
         self.count = 0
         self.near = 0
+        self.demanded = 0
         self.presumed_sent = 0
 
     def requested(self, pages: Pages, *, near: bool) -> None:
@@ -60,18 +80,24 @@ class Outstanding:
         self.count += pages.size
         self.near += pages.size if near else 0
 
-    def seen(self, before: npt.NDArray[np.uint8]) -> tuple[int, int]:
-        """Distinct pages crossed; `before` are their states until then.
+    def demand(self, pages: Pages) -> None:
+        """The guest waits for these distinct pages. Those not asked for before are now."""
+        state = self._state[pages]
+        self.requested(pages[state == 0], near=False)
+        new = pages[state & (SEEN | DEMAND) == 0]
+        self._state[new] |= DEMAND
+        self.demanded += new.size
 
-        :returns: how many of them had been requested, and how many had not.
-        """
-        requested = int(np.count_nonzero(before & ASKED))
-        unrequested = before.size - requested
-        self._unrequested += unrequested
+    def seen(self, before: npt.NDArray[np.uint8]) -> Seen:
+        """Distinct pages crossed; `before` are their states until then."""
+        by_state = np.bincount(before, minlength=STATES).tolist()
+        seen = Seen(*(sum(by_state[state] for state in states) for states in _STATES_WITH))
+        self._unrequested += before.size - seen.asked
         self._since_retired += before.size
-        self.count -= int(np.count_nonzero(before & OUT))
-        self.near -= int(np.count_nonzero(before & NEAR))
-        return requested, unrequested
+        self.count -= seen.outstanding
+        self.near -= seen.near
+        self.demanded -= seen.demanded
+        return seen
 
     def retire(self) -> None:
         """Presume sent what `SLACK` other pages have overtaken. Cheap to call often."""
@@ -85,6 +111,7 @@ class Outstanding:
         self.near -= int(np.count_nonzero(self._state[pages] & NEAR))
         self.count -= pages.size
         self.presumed_sent += pages.size
+        self.demanded -= int(np.count_nonzero(self._state[pages] & DEMAND))
         self._state[pages] = ASKED
         self._keep(~late)
 

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From page numbers to page requests: runs of adjacent pages, each within one RAM block."""
 
+import bisect
 from collections.abc import Mapping
 from typing import Final
-
-import numpy as np
-import numpy.typing as npt
 
 from nova_enlightened.exception import PlanError
 from nova_enlightened.knowledge.space import PageSpace
@@ -33,8 +31,8 @@ class RequestShape:
 
     def __init__(self, space: PageSpace, host_pages: Mapping[str, int] | None = None) -> None:
         ranges = [space.block_range(name) for name in space.names]
-        self._starts = np.array([block.start for block in ranges], np.int64)
-        self._stops = np.array([block.stop for block in ranges], np.int64)
+        self._starts = [block.start for block in ranges]
+        self._stops = [block.stop for block in ranges]
         sizes = dict.fromkeys(space.names, 1)
         for name, size in (host_pages or {}).items():
             if name not in sizes:
@@ -42,33 +40,32 @@ class RequestShape:
             if not 1 <= size <= MAX_HOST_PAGE or size & (size - 1):
                 raise PlanError(f"RAM block {name!r} has host pages of {size} pages")
             sizes[name] = size
-        self._sizes = np.array([sizes[name] for name in space.names], np.int64)
-        self.plain = bool((self._sizes == 1).all())
-
-    def block_index(self, pages: Pages) -> npt.NDArray[np.int64]:
-        """Which block (index in `PageSpace.names`) each page is in."""
-        return np.searchsorted(self._starts, pages, side="right").astype(np.int64) - 1
+        self._sizes = [sizes[name] for name in space.names]
+        self.plain = all(size == 1 for size in self._sizes)
 
     def host_page(self, page: int) -> tuple[int, int]:
         """(first page, count) of the host page around `page`, cut at the end of its block."""
-        block = int(np.searchsorted(self._starts, page, side="right")) - 1
-        start, size = int(self._starts[block]), int(self._sizes[block])
+        block = bisect.bisect_right(self._starts, page) - 1
+        start, size = self._starts[block], self._sizes[block]
         first = start + (page - start) // size * size
-        return first, min(size, int(self._stops[block]) - first)
+        return first, min(size, self._stops[block] - first)
 
     def runs(self, pages: Pages) -> list[tuple[int, int]]:
         """Requests for `pages`, in their order: adjacent ascending pages become one.
 
         Each run is in one block and has at most `MAX_RUN` pages. For blocks of plain pages.
         """
-        if not pages.size:
-            return []
-        index = np.arange(pages.size)
-        breaks = np.ones(pages.size, bool)
-        breaks[1:] = np.diff(pages) != 1
-        if self._starts.size > 1:
-            breaks[1:] |= np.diff(self.block_index(pages)) != 0
-        start_of = np.maximum.accumulate(np.where(breaks, index, 0))
-        firsts = np.flatnonzero((index - start_of) % MAX_RUN == 0)
-        counts = np.diff(firsts, append=pages.size)
-        return list(zip(pages[firsts].tolist(), counts.tolist(), strict=True))
+        # A loop: windows are a hundred pages or so, too few for numpy to be worth its calls.
+        runs: list[tuple[int, int]] = []
+        first = following = end = -1
+        for page in pages.tolist():
+            if page != following or page == end:
+                if first >= 0:
+                    runs.append((first, following - first))
+                first = page
+                block = bisect.bisect_right(self._stops, page)
+                end = min(page + MAX_RUN, self._stops[block])
+            following = page + 1
+        if first >= 0:
+            runs.append((first, following - first))
+        return runs
