@@ -19,20 +19,25 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from nova_enlightened.guest import wire
+from nova_enlightened.guest.budget import Budget
+from nova_enlightened.guest.frames import Frames
 from nova_enlightened.guest.proc import Proc
-from nova_enlightened.guest.sampler import Budget, Part, Sampler
+from nova_enlightened.guest.sampler import Part, Sampler
 from nova_enlightened.guest.sources import offered
 
 VERSION = "1.0"
 PORT = "/dev/virtio-ports/" + wire.PORT_NAME
-MOST_DESCRIBED = 192 << 20
-"""Frames told of in a snapshot, 768 GiB: what a host takes in one."""
 FIRST_SAMPLE_S = 0.5
 """The first sample after arming is short: a host may decide to evict at any time."""
 FRESH_S = 1.0
 """When asked with an older snapshot than this, take a sample right after answering."""
-EVIDENCE_SHARE = 3
-"""Reading what every frame is may take one part in so many of the CPU budget."""
+ANSWER_S = 0.2
+"""How long to read what frames are before an answer that has to tell of them."""
+FRAMES_SHARE = 1 / 3
+"""Of the CPU limit, for reading what frames are; the rest is for samples."""
+SAMPLES_AHEAD_S = 90.0
+FRAMES_AHEAD_S = 180.0
+"""What so many seconds allow of each may be used at once."""
 UNUSED_POLL_S = 0.5
 """How often to look whether a host has come, while there is none."""
 DEFAULTS = {"interval_s": 1.0, "max_s": 300.0, "cpu_limit": 0.03}
@@ -45,18 +50,23 @@ class Agent:
     """What the agent knows and does; `Port` is how it is reached."""
 
     def __init__(self, proc: Proc, sysfs: str = "/sys") -> None:
+        now = time.monotonic()
+        share = DEFAULTS["cpu_limit"]
         self._proc = proc
-        self._frames = proc.frames()
-        self._sources = offered(proc, self._frames, sysfs)
         self._settings = dict(DEFAULTS)
+        self._budget = Budget(share * (1 - FRAMES_SHARE), SAMPLES_AHEAD_S, now)
+        self._frames_budget = Budget(share * FRAMES_SHARE, FRAMES_AHEAD_S, now)
+        self._frames = Frames(proc, proc.frames(), self._frames_budget)
+        self._sources = offered(proc, self._frames.count, sysfs)
         self._sampler: Optional[Sampler] = None
-        self._budget = Budget(DEFAULTS["cpu_limit"], time.monotonic())
         self._until = 0.0
         self._due = 0.0
         self._snapshot = b""
         self._snapshot_at = 0.0
-        self._evidence: List[wire.Packed] = []
-        self._evidence_due = 0.0
+        self._announce = False
+        """Push, though no sample is due."""
+        self._unfinished = False
+        """Somebody who did not arm has asked before all frames were read."""
         self._trouble = ""
         self._answers: Dict[int, Callable[[Said], Tuple[int, Said]]] = {
             wire.HELLO: self._hello,
@@ -81,61 +91,81 @@ class Agent:
         return wire.frame(reply, json.dumps(body).encode("utf-8"), request)
 
     def tick(self, now: float) -> bytes:
-        """Do what is due. Returns a frame to push, or nothing."""
-        if self._sampler is None or now < min(self._due, self._until):
-            return b""
-        if now >= self._until:
+        """Do what is most urgent of what is due. Returns a frame to push, or nothing."""
+        if self._sampler is not None and now >= self._until:
             self.stop()
-            return b""
         try:
-            self._take_sample(now)
+            if self._sampler is not None and now >= self._due:
+                self._take_sample(now)
+            elif self._reading and self._frames.due(now) <= 0:
+                self._read_frames(now)
         except OSError as error:
             self._give_up(error)
+        if not self._announce:
             return b""
+        self._announce = False
         return wire.frame(wire.SNAPSHOT, self._snapshot, compressed=True)
 
     def timeout(self, now: float) -> Optional[float]:
         """Seconds until `tick` has something to do; None for never."""
-        return max(0.0, min(self._due, self._until) - now) if self._sampler else None
+        if self._announce:
+            return 0.0
+        waits = [self._frames.due(now)] if self._reading else []
+        if self._sampler is not None:
+            waits.append(min(self._due, self._until) - now)
+        return max(0.0, min(waits)) if waits else None
+
+    @property
+    def _reading(self) -> bool:
+        return self._sampler is not None or self._unfinished
 
     def stop(self) -> None:
         """Stop sampling and leave the guest as it was. Harmless when not armed."""
         if self._sampler is not None:
             self._sampler.stop()
             self._sampler = None
-            self._snapshot = b""
-            del self._evidence[:]
+        self._forget_frames(self._frames.count)
+        self._snapshot = b""
+        self._announce = self._unfinished = False
+
+    def _forget_frames(self, count: int) -> None:
+        self._frames = Frames(self._proc, count, self._frames_budget)
 
     def _take_sample(self, now: float) -> None:
         assert self._sampler is not None
         began = time.process_time()
         elsewhere = self._sampler.sample(now)
-        self._look_at_frames(now)
-        self._snapshot = wire.compress(self._parts(now))
-        self._snapshot_at = now
+        self._make_snapshot(now)
         self._budget.spend(time.process_time() - began + elsewhere, now)
         self._due = now + max(self._settings["interval_s"], self._budget.wait(now))
 
-    def _look_at_frames(self, now: float) -> None:
-        """What every frame is: dear in a large guest, and slow to change."""
-        if self._evidence and now < self._evidence_due:
-            return
-        began = time.process_time()
-        pieces = self._proc.evidence(min(self._frames, MOST_DESCRIBED))
-        self._evidence = [wire.pack(piece) for piece in pieces]
-        cost = time.process_time() - began
-        self._evidence_due = now + cost * EVIDENCE_SHARE / self._budget.share
+    def _read_frames(self, now: float) -> None:
+        if self._frames.step(now):
+            self._unfinished = False
+            if self._sampler is None or self._sampler.samples:
+                self._make_snapshot(now)
+
+    def _make_snapshot(self, now: float) -> None:
+        self._snapshot = wire.compress(self._parts(now))
+        self._snapshot_at = now
+        self._announce = True
 
     def _recent(self) -> bytes:
         """A snapshot from what there is. Who asks now may have decided to evict: the next
         sample follows at once, whatever the budget says."""
         now = time.monotonic()
-        if self._sampler is None or not self._snapshot:
-            self._evidence_due = now
-            self._look_at_frames(now)
+        if self._sampler is None:
+            if not self._unfinished:
+                self._forget_frames(self._proc.frames())
+            self._frames.read_for(ANSWER_S)
+            self._unfinished = not self._frames.passes
+            return wire.compress(self._parts(now))
+        if not self._snapshot:
+            self._frames.read_for(ANSWER_S)
             return wire.compress(self._parts(now))
         if now - self._snapshot_at > FRESH_S:
-            self._due = self._evidence_due = now
+            self._due = now
+            self._frames.hurry(now)
         return self._snapshot
 
     def _parts(self, now: float) -> Iterator[Part]:
@@ -144,24 +174,21 @@ class Agent:
         name = self._sources[0].name.encode() if sampler else b"page-flags"
         bitmaps = sampler.bitmaps if sampler else []
         watched = sorted(sampler.watched.values(), key=lambda w: -w.cpu) if sampler else []
-        described = min(self._frames, MOST_DESCRIBED)
         yield wire.SNAPSHOT_HEAD.pack(
             wire.SNAPSHOT_MAGIC,
             wire.SNAPSHOT_VERSION,
             min(sampler.samples, 0xFFFF) if sampler else 0,
             now,
-            self._frames,
-            described,
+            self._frames.count,
+            self._frames.read,
             len(watched),
             len(bitmaps),
             0,
             len(name),
         )
         yield name
-        for evidence in self._evidence:
-            described -= len(evidence.raw)
+        for evidence in self._frames.parts():
             yield evidence
-        yield bytes(described)  # memory that was taken out meanwhile
         for bitmap in bitmaps:
             yield bitmap
         for process in watched:
@@ -173,7 +200,7 @@ class Agent:
             "agent": VERSION,
             "protocol": wire.PROTOCOL,
             "kernel": os.uname().release,
-            "frames": self._frames,
+            "frames": self._frames.count,
             "sources": [source.name for source in self._sources],
             "source": self._sources[0].name,
         }
@@ -183,13 +210,17 @@ class Agent:
         for name, (low, high) in BOUNDS.items():
             self._settings[name] = min(high, max(low, float(said.get(name, DEFAULTS[name]))))
         self._until = now + self._settings["max_s"]
-        self._budget.share = self._settings["cpu_limit"]
+        limit = self._settings["cpu_limit"]
+        self._budget.share = limit * (1 - FRAMES_SHARE)
+        self._frames_budget.share = limit * FRAMES_SHARE
         if self._sampler is None:
-            self._frames = self._proc.frames()  # memory may have been added
             began = time.process_time()
-            self._sampler = Sampler(self._proc, self._sources[0], self._frames, now)
+            self._forget_frames(self._proc.frames())  # memory may have been added
+            self._sampler = Sampler(self._proc, self._sources[0], self._frames.count, now)
             self._budget.spend(time.process_time() - began, now)
             self._due = now + min(FIRST_SAMPLE_S, self._settings["interval_s"])
+        else:
+            self._announce = bool(self._snapshot)  # who arms may be new here
         return wire.ARMED, dict(self._settings, source=self._sources[0].name)
 
     def _disarm(self, said: Said) -> Tuple[int, Said]:
@@ -208,7 +239,8 @@ class Agent:
             "next_s": round(self.timeout(now) or 0.0, 3),
             "lease_s": round(max(0.0, self._until - now), 3) if sampler else 0,
             "fault_us": round(self._sources[0].fault_s * 1e6, 3),
-            "spent_s": round(self._budget.spent, 6),
+            "frames_read": self._frames.read,
+            "spent_s": round(self._budget.spent + self._frames_budget.spent, 6),
             "cpu_s": round(time.process_time(), 6),
             "trouble": self._trouble,
         }
@@ -217,6 +249,9 @@ class Agent:
         """The source does not work after all: go on with the next best."""
         self._trouble = "%s: %s" % (self._sources[0].name, error)
         log(self._trouble)
+        if self._sampler is None:
+            self._unfinished = False
+            return
         self.stop()
         if len(self._sources) > 1:
             del self._sources[0]

@@ -8,13 +8,12 @@ and Documentation/filesystems/proc.rst.
 
 import os
 import re
-from typing import Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import Dict, List, NamedTuple, Optional, Set
 
 from nova_enlightened.guest import wire
 
 ENTRY = 8
 PAGE = 4096
-CHUNK = 1 << 20
 SMALL = 1 << 16
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD of the flags field of /proc/PID/stat
 
@@ -187,19 +186,15 @@ class Proc:
         finally:
             os.close(descriptor)
 
-    def evidence(self, most: int) -> Iterator[bytes]:
-        """One byte for each of the first `most` frames, in pieces. Raises OSError."""
+    def evidence(self, first: int, count: int) -> bytes:
+        """One byte a frame; zeros where there is no frame any more. Raises OSError."""
         descriptor = os.open(os.path.join(self.root, "kpageflags"), os.O_RDONLY)
         try:
-            left = most * ENTRY
-            while left > 0:
-                flags = os.read(descriptor, min(CHUNK, left))
-                if len(flags) < ENTRY:
-                    return
-                left -= len(flags)
-                yield wire.either(*(flags[k::ENTRY].translate(table) for k, table in PLANES))
+            flags = os.pread(descriptor, count * ENTRY, first * ENTRY)
         finally:
             os.close(descriptor)
+        flags = flags[: len(flags) // ENTRY * ENTRY].ljust(count * ENTRY, b"\0")
+        return wire.either(*(flags[k::ENTRY].translate(table) for k, table in PLANES))
 
 
 def pagemap(descriptor: int, start: int, end: int) -> bytes:

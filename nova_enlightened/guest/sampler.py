@@ -41,35 +41,6 @@ MOST_FAULT_S = 2.0
 """CPU seconds of faults a sample may cause at worst; larger processes are sampled cheaply."""
 
 
-class Budget:
-    """CPU time that may be used: a share of one vCPU, and a little ahead of it."""
-
-    BURST_S = 60.0
-    """What a minute allows may be used at once: the first samples come quickly that way."""
-
-    def __init__(self, share: float, now: float) -> None:
-        self.share = share
-        self.spent = 0.0
-        self._credit = share * self.BURST_S
-        self._at = now
-
-    def _accrue(self, now: float) -> None:
-        most = self.share * self.BURST_S
-        self._credit = min(most, self._credit + (now - self._at) * self.share)
-        self._at = now
-
-    def spend(self, seconds: float, now: float) -> None:
-        """Note CPU time used."""
-        self._accrue(now)
-        self._credit -= seconds
-        self.spent += seconds
-
-    def wait(self, now: float) -> float:
-        """Seconds until there is credit again; 0 while there is some."""
-        self._accrue(now)
-        return max(0.0, -self._credit / self.share)
-
-
 class Window:
     """Part of an area: where its pages are and when they were used."""
 

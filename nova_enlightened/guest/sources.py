@@ -165,7 +165,7 @@ class IdlePage(Source):
         try:
             at = 0
             while at < self._size:  # a write ends at the last frame there is
-                block = b"\xff" * min(procfs.CHUNK, self._size - at)
+                block = b"\xff" * min(1 << 20, self._size - at)
                 written = os.pwrite(descriptor, block, at)
                 if not written:
                     break

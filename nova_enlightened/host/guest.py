@@ -216,6 +216,25 @@ class GuestSession:
                 held.payload = b""
         return held.decoded
 
+    def wait(self, newer_than: HeldKnowledge | None, timeout: float) -> HeldKnowledge:
+        """Wait for a snapshot received after this one; for any without one.
+
+        :raises GuestUnreachable: none in time. :raises HintError: not a sane snapshot.
+        """
+        deadline = self._clock() + timeout
+        with self._changed:
+            while self._held is None or self._held.decoded is newer_than is not None:
+                if self._failure is not None:
+                    raise self._failure
+                left = deadline - self._clock()
+                if left <= 0:
+                    raise GuestUnreachable("no snapshot from the guest in time")
+                self._changed.wait(left)
+        held = self.latest()
+        if held is None:
+            raise HintError("the snapshot was malformed")
+        return held
+
     def ask(self, deadline_s: float) -> HeldKnowledge:
         """What the agent knows now; what it last sent by itself if it does not answer in time.
 
@@ -338,6 +357,7 @@ class GuestSession:
             if message.type is MessageType.SNAPSHOT:
                 asked = message.request in self._answers
                 self._held = _Held(message.payload, self._clock(), asked)
+                self._changed.notify_all()
                 message = Message(message.type, message.request, b"")
             if message.request in self._answers:
                 self._answers[message.request] = message

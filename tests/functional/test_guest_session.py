@@ -154,6 +154,29 @@ def test_what_the_guest_pushes_is_here_before_anyone_asks(meet: Meet) -> None:
     assert session.latest() is held, "decoded once"
 
 
+def test_what_the_guest_pushes_can_be_waited_for(meet: Meet) -> None:
+    newer = Snapshot(samples=9).encoded()
+
+    def code(other: Guest) -> None:
+        other.hear()
+        other.say(wire.frame(wire.SNAPSHOT, GOOD))
+        other.hear()
+        other.say(wire.frame(wire.SNAPSHOT, newer))
+        other.stay()
+
+    session = meet(code)
+    with pytest.raises(GuestUnreachable, match="no snapshot"):
+        session.wait(None, 0.05)
+    with pytest.raises(GuestUnreachable):
+        session.status(0.05)
+    first = session.wait(None, PATIENCE)
+    assert session.wait(None, PATIENCE) is first
+    with pytest.raises(GuestUnreachable):
+        session.status(0.05)
+
+    assert session.wait(first, PATIENCE).knowledge.samples == 9
+
+
 def test_an_answer_that_does_not_come_in_time_leaves_what_was_pushed(meet: Meet) -> None:
     def code(other: Guest) -> None:
         other.say(wire.frame(wire.SNAPSHOT, GOOD))

@@ -14,7 +14,7 @@ from nova_enlightened.guest import proc as procfs
 from nova_enlightened.guest import sampler as sampling
 from nova_enlightened.guest import wire
 from nova_enlightened.guest.proc import Proc
-from nova_enlightened.guest.sampler import Budget, Sampler, Window
+from nova_enlightened.guest.sampler import Sampler, Window
 from nova_enlightened.guest.sources import Referenced, SoftDirty, Source
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
 from nova_enlightened.knowledge.snapshot import decode_snapshot
@@ -472,31 +472,3 @@ def test_frame_numbers_are_compressed_again_only_when_they_change() -> None:
     assert list(window.parts())[1] is first[1]
     window.take(clean[8:] + clean[:8], b"")
     assert list(window.parts())[1] is not first[1]
-
-
-@settings(deadline=None)
-@given(
-    st.floats(0.001, 0.5),
-    st.lists(st.tuples(st.floats(0, 20), st.floats(0, 3)), min_size=1, max_size=50),
-)
-def test_work_that_waits_for_its_budget_stays_within_it(
-    share: float, steps: list[tuple[float, float]]
-) -> None:
-    budget = Budget(share, 0.0)
-    now = spent = 0.0
-    for pause, work in steps:
-        now += pause + budget.wait(now + pause)
-        assert spent <= share * (now + Budget.BURST_S) + 1e-6
-        budget.spend(work, now)
-        spent += work
-
-    assert budget.spent == pytest.approx(spent)
-
-
-def test_a_fresh_budget_lets_the_first_samples_come_quickly() -> None:
-    budget = Budget(0.03, 0.0)
-
-    budget.spend(1.0, 0.0)
-    assert budget.wait(0.0) == 0
-    budget.spend(1.0, 1.0)
-    assert budget.wait(1.0) == pytest.approx((2.0 - 0.03 * 61) / 0.03, abs=1.1)
