@@ -163,12 +163,15 @@ class LinkSession:
     # -- outgoing ---------------------------------------------------------------------------
 
     def room(self, channel: int) -> int:
-        """Return how many bytes may be sent on ``channel`` now; 0 without a connection."""
-        if not self.attached:
-            return 0
+        """Return how many bytes may be sent on ``channel`` now.
+
+        0 without a connection, before the channel is opened and after it has ended.
+        """
         outlet = self._outlets.get(channel)
+        if outlet is None or not self.attached or not outlet.open:
+            return 0
         window = self._limit.window
-        if outlet is not None and outlet.urgent:
+        if outlet.urgent:
             most = min(window + URGENT_RESERVE, self._cap)
         else:
             most = min(window, self._cap - URGENT_RESERVE)

@@ -62,6 +62,11 @@ class Outlet:
         self._lent = 0
 
     @property
+    def open(self) -> bool:
+        """Whether data may be sent."""
+        return self._state is ChannelState.OPEN
+
+    @property
     def waiting(self) -> bool:
         """Whether something is to be handed to the connection."""
         return bool(self._waiting)

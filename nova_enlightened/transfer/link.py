@@ -127,7 +127,8 @@ class Link:
     # -- outgoing ---------------------------------------------------------------------------
 
     def can_send(self, channel: int) -> int:
-        """Return how many bytes may be sent on ``channel`` now; 0 without a connection."""
+        """Return how many bytes may be sent on ``channel`` now; 0 without a connection, and
+        where the channel is not open."""
         return 0 if self._close_by is not None else self.session.room(channel)
 
     def buffer(self, channel: int) -> memoryview:

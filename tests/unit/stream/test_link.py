@@ -218,6 +218,13 @@ def test_nothing_may_be_sent_without_a_connection() -> None:
     assert not pair.source.session.output()
 
 
+def test_a_channel_that_is_not_open_has_no_room() -> None:
+    pair = opened()
+    assert pair.source.session.room(7) == 0
+    pair.source.session.send_fin(MAIN)
+    assert pair.source.session.room(MAIN) == 0
+
+
 def test_a_frame_cut_in_the_middle_goes_on_at_the_very_byte() -> None:
     pair = opened()
     fill(pair.source, MAIN, bytes(range(100)))
