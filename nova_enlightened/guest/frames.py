@@ -13,8 +13,8 @@ from nova_enlightened.guest import wire
 from nova_enlightened.guest.budget import Budget
 from nova_enlightened.guest.proc import Proc
 
-PIECE = 1 << 17
-"""Frames read at a time: some milliseconds, tens on a slow guest."""
+PIECE = 1 << 15
+"""Frames read at a time: a millisecond or ten, some tens on a slow guest."""
 REFRESH_S = 10.0
 """After all is read, this long passes before it is read again."""
 MOST = 192 << 20
