@@ -132,6 +132,14 @@ class MemoryLayout:
                 found.append(Extent(frame, min(count, len(pages)), pages.start))
         return sorted(found, key=lambda extent: extent.frame)
 
+    def likely_space(self) -> PageSpace:
+        """The beginning of the page space QEMU will name: it lists blocks by size, RAM first.
+
+        :raises PlanError: the layout's sizes make no space.
+        """
+        blocks = sorted(self.backends, key=lambda block: -block[1])
+        return PageSpace([(name, frames * TARGET_PAGE) for name, frames in blocks])
+
     def _flat(self, space: PageSpace) -> list[tuple[int, int, int]]:
         """(first flat frame, frames, first page) of each backend that is there."""
         placed: list[tuple[int, int, int]] = []

@@ -6,7 +6,7 @@ it may be wrong (the guest faults, and is answered). It never makes a page unrea
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -72,6 +72,16 @@ class TransferPlan:
     def empty(self) -> bool:
         """True when there is nothing to inject and no neighbour to know: stock behaviour."""
         return not self.order.size and not self.virtual.size
+
+    def grown(self, pages: int) -> "TransferPlan":
+        """The same plan for a space with further pages behind, of which nothing is known."""
+        more = pages - self.pages
+        position, classes = self.position, self.classes
+        if position.size:
+            position = np.append(position, np.full(more, NO_POSITION, np.int32))
+        if classes.size:
+            classes = np.append(classes, np.zeros(more, np.uint8))
+        return replace(self, pages=pages, position=position, classes=classes)
 
 
 def inside(numbers: Pages, pages: int) -> Pages:

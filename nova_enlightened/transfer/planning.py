@@ -11,7 +11,9 @@ from typing import Any, cast
 
 from stevedore.driver import DriverManager
 
+from nova_enlightened import exception
 from nova_enlightened.knowledge import stored
+from nova_enlightened.knowledge.guest_pages import GuestKnowledge
 from nova_enlightened.knowledge.layout import MemoryLayout
 from nova_enlightened.knowledge.space import PageSpace
 from nova_enlightened.plan.policies import OrderingPolicy
@@ -32,6 +34,9 @@ def load_policy(name: str) -> OrderingPolicy:
 class Planner:
     """Plans one migration whenever knowledge arrives.
 
+    The stream names its RAM blocks only moments before the switch. So the plan is drafted for the
+    blocks that the layout lets expect, and taken over if they turn out to come first.
+
     :param wake: called from the thread when a plan (or an error) is ready.
     """
 
@@ -42,11 +47,16 @@ class Planner:
         self._wake = wake
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "planner")
         self._policy = self._thread.submit(load_policy, policy)
+        self._draft: tuple[GuestKnowledge, PageSpace, TransferPlan] | None = None
         self._running: concurrent.futures.Future[TransferPlan] | None = None
 
-    def plan(self, knowledge: str, space: PageSpace) -> None:
-        """Begin to plan from the knowledge in a file; an older plan under way is forgotten."""
-        self._running = self._thread.submit(self._plan, knowledge, space)
+    def know(self, knowledge: str) -> None:
+        """Begin to draft a plan from the knowledge in a file, which takes an older one's place."""
+        self._thread.submit(self._make_draft, knowledge).add_done_callback(lambda _: self._wake())
+
+    def plan(self, space: PageSpace) -> None:
+        """Begin to make the plan; what is known by then counts."""
+        self._running = self._thread.submit(self._plan, space)
         self._running.add_done_callback(lambda _: self._wake())
 
     def result(self) -> TransferPlan | None:
@@ -62,7 +72,20 @@ class Planner:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _plan(self, knowledge: str, space: PageSpace) -> TransferPlan:
+    def _make_draft(self, knowledge: str) -> None:
         known = stored.load(pathlib.Path(knowledge).read_bytes())
+        layout = self._layout
+        space = layout.likely_space() if layout is not None else PageSpace([])
+        self._draft = known, space, self._plan_for(known, space)
+
+    def _plan(self, space: PageSpace) -> TransferPlan:
+        if self._draft is None:
+            raise exception.HintError("the knowledge handed over was unusable")
+        known, likely, draft = self._draft
+        if space.blocks()[: len(likely.blocks())] == likely.blocks():
+            return draft.grown(space.pages)
+        return self._plan_for(known, space)
+
+    def _plan_for(self, known: GuestKnowledge, space: PageSpace) -> TransferPlan:
         placed = known.place(self._layout, space) if self._layout is not None else None
         return self._policy.result().plan(placed, space)

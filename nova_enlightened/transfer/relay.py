@@ -287,6 +287,7 @@ class Relay:
             if channel.backlog:
                 self._link.delivered(number, channel.backlog)
             channel.close()
+            self._link.send_reset(number)
 
     def _drop_all(self) -> None:
         for number in list(self._channels):

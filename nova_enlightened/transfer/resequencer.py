@@ -105,13 +105,13 @@ class Resequencer:
         """Memory to read the channel into; say with :meth:`receive` how much was read."""
         return memoryview(self._buffer)[self._tail :]
 
-    def receive(self, count: int) -> None:
-        """`count` bytes were read into :meth:`buffer`.
+    def receive(self, count: int) -> memoryview:
+        """`count` bytes were read into :meth:`buffer`; answers them, as the buffer goes on.
 
         :raises StreamError: a record names a page or a block that does not exist, or a kind of
             record that cannot be told from its neighbours.
         """
-        end = self._tail + count
+        begin, end = self._tail, self._tail + count
         if end < SMALL_READ:  # a view would keep the whole buffer from being used again
             whole = memoryview(bytes(self._buffer[:end]))
         else:
@@ -121,9 +121,10 @@ class Resequencer:
         self._tail = 0
         if self._barrier is not None:
             self._keep(whole[position:end])
-            return
-        self._tail = end - position
-        self._buffer[: self._tail] = whole[position:end]
+        else:
+            self._tail = end - position
+            self._buffer[: self._tail] = whole[position:end]
+        return whole[begin:end]
 
     def end(self) -> None:
         """QEMU sends no more: what is left of a record crosses too, behind all that is held."""

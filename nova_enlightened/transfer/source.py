@@ -42,7 +42,9 @@ class SourceRelay(Relay):
         cap = max(WindowLimits().cap, spec.window)
         self._ordered = OrderedMigration(WindowLimits(floor, spec.window, cap))
         self._planner = Planner(spec.policy, spec.layout, self.wake)
-        self._knowledge = spec.knowledge
+        self._unplanned = spec.knowledge is not None
+        if spec.knowledge is not None:
+            self._planner.know(spec.knowledge)
         self._plan_error: str | None = None
         self._resequencer: Resequencer | None = None
         self._resequenced = False
@@ -89,7 +91,8 @@ class SourceRelay(Relay):
         if not self._ordered.pulling:
             return sequencer.held < AHEAD
         # QEMU sends pages of its own choice as soon as it has answered all requests.
-        return self._ordered.outstanding > 0 and sequencer.ready < 2 * AHEAD
+        wanted = self._ordered.outstanding > 0 and sequencer.ready < 2 * AHEAD
+        return wanted and sequencer.held < HOLD + AHEAD
 
     def _read_qemu(self, channel: QemuSocket) -> None:
         after_switch = self._ordered.phase is Phase.POSTCOPY and not self._resequenced
@@ -107,8 +110,7 @@ class SourceRelay(Relay):
             if count == 0:
                 sequencer.end()
                 return
-            sequencer.receive(count)
-            self._outgoing(MAIN, buffer[:count])
+            self._outgoing(MAIN, sequencer.receive(count))
 
     def _aligned(self, channel: QemuSocket) -> bool:
         """Carry the main channel up to where its pages can be told apart."""
@@ -175,9 +177,9 @@ class SourceRelay(Relay):
                 main.write(requests)
 
     def _plan(self) -> None:
-        if self._knowledge is not None and self._ordered.space is not None:
-            self._planner.plan(self._knowledge, self._ordered.space)
-            self._knowledge = None
+        if self._unplanned and self._ordered.space is not None:
+            self._planner.plan(self._ordered.space)
+            self._unplanned = False
         try:
             plan = self._planner.result()
             if plan is not None:
@@ -190,14 +192,16 @@ class SourceRelay(Relay):
         return {**super()._calls(), "know": self._know}
 
     def _know(self, snapshot: str) -> dict[str, Any]:
-        self._knowledge = snapshot
+        self._planner.know(snapshot)
+        self._unplanned = True
         return {"phase": self._ordered.phase.value}
 
     def _facts(self) -> Mapping[str, Any]:
         return {
             **self._ordered.statistics(),
             "plan_error": self._plan_error,
-            "held": self._resequencer.held if self._resequencer is not None else 0,
+            "held_bytes": self._resequencer.held if self._resequencer is not None else 0,
+            "ready_bytes": self._resequencer.ready if self._resequencer is not None else 0,
         }
 
     def _write_trace(self) -> None:

@@ -19,15 +19,17 @@ VGA = ev.RamBlock("vga", 16 * TARGET_PAGE, TARGET_PAGE)
 
 
 def setup_bytes(*blocks: ev.RamBlock) -> bytes:
-    return b"".join((
-        encode.header(),
-        encode.configuration(ev.Configuration("pc-i440fx-7.2")),
-        encode.postcopy_advise(),
-        encode.ram_start(RAM),
-        encode.block_list(blocks),
-        encode.ram_end(),
-        encode.footer(RAM),
-    ))
+    return b"".join(
+        (
+            encode.header(),
+            encode.configuration(ev.Configuration("pc-i440fx-7.2")),
+            encode.postcopy_advise(),
+            encode.ram_start(RAM),
+            encode.block_list(blocks),
+            encode.ram_end(),
+            encode.footer(RAM),
+        )
+    )
 
 
 def switch_bytes() -> bytes:
