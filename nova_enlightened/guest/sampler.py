@@ -37,7 +37,7 @@ MOST_PAGES = 4 << 20
 MOST_AREAS = 1 << 15
 NEWEST = [bytes(value >> (8 - n) for value in range(256)) for n in range(wire.HISTORY + 1)]
 """[n][history] is not zero if the page was in use in one of the newest n samples."""
-MOST_FAULT_S = 2.0
+MOST_FAULT_S = 6.0
 """CPU seconds of faults a sample may cause at worst; larger processes are sampled cheaply."""
 
 
@@ -110,6 +110,8 @@ class Watched:
         self.areas: List[Area] = []
         self.since_full = 0
         """Samples since the kernel was last told to forget what was referenced."""
+        self.forgotten = False
+        """The kernel was told to forget what was written: what it says now is of this sample."""
 
     @property
     def windows(self) -> List[Tuple[int, Window]]:
@@ -240,7 +242,8 @@ class Sampler:
     def _forget(self, watched: Watched) -> None:
         """Begin the next sample of a process. Raises OSError if it is gone."""
         worst = watched.usage.rss * self._source.fault_s
-        self._source.forget(watched.usage.pid, watched.since_full == 0, worst <= MOST_FAULT_S)
+        watched.forgotten = worst <= MOST_FAULT_S
+        self._source.forget(watched.usage.pid, watched.since_full == 0, watched.forgotten)
 
     def _look(self, watched: Watched, full: bool) -> None:
         """Take the sample of one process. Raises OSError if it is gone."""
@@ -264,7 +267,7 @@ class Sampler:
     def _look_again(self, watched: Watched, area: Area) -> None:
         for start, end, window in area.windows:
             entries = procfs.pagemap(watched.descriptor, start, end)
-            window.take(entries, self._source.used(entries))
+            window.take(entries, self._source.used(entries) if watched.forgotten else b"")
 
     def _look_at(self, watched: Watched, area: Area, before: Dict[int, Window]) -> None:
         for start, end in self._windows(watched.descriptor, area.mapping):
@@ -276,7 +279,8 @@ class Sampler:
             entries = procfs.pagemap(watched.descriptor, start, end)
             if entries.strip(b"\0"):
                 window = before.get(start) or Window()
-                window.take(entries, self._source.used(entries) if area.mapping.writable else b"")
+                written = area.mapping.writable and watched.forgotten
+                window.take(entries, self._source.used(entries) if written else b"")
                 area.windows.append((start, end, window))
 
     def _note_reads(self, area: Area, samples: int) -> None:
