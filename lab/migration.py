@@ -31,6 +31,8 @@ from nova_enlightened.knowledge.layout import MemoryLayout
 if TYPE_CHECKING:
     from lab.laboratory import Lab
 
+ARM_SAMPLES = 4
+"""An armed guest: what it uses only now and then has been seen as well."""
 ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU = 0.5, 60.0, 0.1
 _ALWAYS_PREEMPTS = 10_001_000
 _GRACE_S = 10.0
@@ -55,10 +57,10 @@ class LabEviction:
             self.domain.migrateStartPostCopy(0)
 
 
-def arm(guest: Guest, seconds: float = 20.0) -> GuestSession:
-    """Have the guest's agent sample, and wait until the first snapshot is here.
+def arm(guest: Guest, seconds: float = 30.0, samples: int = ARM_SAMPLES) -> GuestSession:
+    """Have the guest's agent sample, and wait until it has told of ``samples`` of them.
 
-    The caller closes the session. Raises LabError when none comes in time.
+    The caller closes the session. Raises LabError when that does not come about in time.
     """
     deadline = time.monotonic() + seconds
     memory = guest.spec.memory_mib << 20
@@ -66,7 +68,7 @@ def arm(guest: Guest, seconds: float = 20.0) -> GuestSession:
     try:
         session.open()
         _until_armed(session, deadline)
-        while session.latest() is None:
+        while (held := session.latest()) is None or held.knowledge.samples < samples:
             if session.failure is not None or time.monotonic() > deadline:
                 raise LabError(f"{guest.name} sent no snapshot: {session.failure or 'too late'}")
             time.sleep(0.02)  # a session has nothing to wait on for what is pushed
@@ -82,7 +84,9 @@ def arm(guest: Guest, seconds: float = 20.0) -> GuestSession:
 def _until_armed(session: GuestSession, deadline: float) -> None:
     while True:
         try:
-            session.arm(ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU, timeout=2.0)
+            session.arm(ARM_SAMPLES = 4
+"""An armed guest: what it uses only now and then has been seen as well."""
+ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU, timeout=2.0)
             return
         except exception.GuestUnreachable:
             if time.monotonic() > deadline:
