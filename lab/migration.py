@@ -84,9 +84,7 @@ def arm(guest: Guest, seconds: float = 30.0, samples: int = ARM_SAMPLES) -> Gues
 def _until_armed(session: GuestSession, deadline: float) -> None:
     while True:
         try:
-            session.arm(ARM_SAMPLES = 4
-"""An armed guest: what it uses only now and then has been seen as well."""
-ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU, timeout=2.0)
+            session.arm(ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU, timeout=2.0)
             return
         except exception.GuestUnreachable:
             if time.monotonic() > deadline:
