@@ -35,8 +35,8 @@ ANSWER_S = 0.2
 """How long to read what frames are before an answer that has to tell of them."""
 FRAMES_SHARE = 1 / 3
 """Of the CPU limit, for reading what frames are; the rest is for samples."""
-SAMPLES_AHEAD_S = 90.0
-FRAMES_AHEAD_S = 180.0
+SAMPLES_AHEAD_S = 60.0
+FRAMES_AHEAD_S = 120.0
 """What so many seconds allow of each may be used at once."""
 UNUSED_POLL_S = 0.5
 """How often to look whether a host has come, while there is none."""
