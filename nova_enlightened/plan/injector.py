@@ -45,21 +45,34 @@ _FLAGS: Final = {
 }
 
 
-class Urgency(enum.IntEnum):
-    """What a page is worth once it was read from the source; lower crosses sooner."""
+class Worth(enum.IntEnum):
+    """What a page is worth once it was read from the source, a byte; lower crosses sooner."""
 
     DEMANDED = 0
     """The guest waits for it, or it is the neighbour of such a page."""
-    PLANNED = 1
-    """It was asked for, or the plan calls it urgent."""
-    BACKGROUND = 2
+    ASKED = 1
+    PLANNED = 2
+    """From here on: the stretches of the plan, in its order."""
+    BACKGROUND = 255
+    """The plan leaves it out."""
 
 
-def _members(plan: TransferPlan) -> npt.NDArray[np.bool_]:
-    """Page -> whether the plan calls it urgent."""
-    mask = np.zeros(plan.pages, np.bool_)
-    mask[plan.order[: plan.urgent]] = True
-    return mask
+LEAST_STRETCH: Final = 2048
+"""Pages of a plan, at least, that are worth the same: 8 MiB."""
+STRETCHES: Final = Worth.BACKGROUND - Worth.PLANNED
+
+
+def _stretch(plan: TransferPlan) -> int:
+    """Pages in each stretch of a plan."""
+    return max(LEAST_STRETCH, -(-plan.order.size // STRETCHES))
+
+
+def _worths(plan: TransferPlan) -> npt.NDArray[np.uint8]:
+    """Page -> what the plan makes it worth."""
+    worths = np.full(plan.pages, Worth.BACKGROUND, np.uint8)
+    stretches = np.arange(plan.order.size) // _stretch(plan) + Worth.PLANNED
+    worths[plan.order] = stretches.astype(np.uint8)
+    return worths
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ class Injector:
         self._fifo = Outstanding(self._state)
         self._waiting: list[tuple[Pages, float]] = []
         self._plan = self._checked(plan)
-        self._is_urgent = _members(plan)
+        self._worths = _worths(plan)
         self._neighbours = Neighbours(space, plan)
         self._cursor = 0
         self._started = False
@@ -129,8 +142,11 @@ class Injector:
 
     @property
     def awaited(self) -> int:
-        """Pages the guest waits for that the source has not sent."""
-        return self._fifo.demanded
+        """Pages the guest waits for, or is likely to next, that the source has not sent.
+
+        While there are any, whoever reads from the source should read on.
+        """
+        return self._fifo.demanded + self._fifo.near
 
     @property
     def urgent_left(self) -> int:
@@ -154,7 +170,7 @@ class Injector:
     def replan(self, plan: TransferPlan) -> None:
         """Go on with another plan (better knowledge arrived). :raises PlanError: as above."""
         self._plan = self._checked(plan)
-        self._is_urgent = _members(plan)
+        self._worths = _worths(plan)
         self._neighbours.replan(plan)
         self._cursor = 0
         self._urgent_done_at = None
@@ -248,15 +264,20 @@ class Injector:
         return requests
 
     def worth(self, pages: Pages) -> npt.NDArray[np.uint8]:
-        """How urgent pages are that were read from the source: an `Urgency` each.
+        """How soon pages should cross that were read from the source: a `Worth` each.
 
         :param pages: page numbers of the space.
         """
         state = self._state[pages]
-        planned = ((state & ASKED) != 0) | self._is_urgent[pages]
-        worth = np.where(planned, np.uint8(Urgency.PLANNED), np.uint8(Urgency.BACKGROUND))
-        worth[(state & (DEMAND | NEAR)) != 0] = Urgency.DEMANDED
+        worth = self._worths[pages]
+        worth[(state & ASKED) != 0] = Worth.ASKED
+        worth[(state & (DEMAND | NEAR)) != 0] = Worth.DEMANDED
         return worth
+
+    @property
+    def horizon(self) -> int:
+        """The largest `Worth` that need not wait: the stretch of the plan being asked for."""
+        return min(Worth.PLANNED + self._cursor // _stretch(self._plan), Worth.BACKGROUND - 1)
 
     def statistics(self) -> InjectorStatistics:
         """All counts at this moment."""

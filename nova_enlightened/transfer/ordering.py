@@ -17,7 +17,7 @@ from nova_enlightened import exception
 from nova_enlightened.knowledge.classes import PageClass
 from nova_enlightened.knowledge.space import TARGET_PAGE, PageSpace
 from nova_enlightened.plan.fault_trace import FaultRecorder, FaultTrace
-from nova_enlightened.plan.injector import Injector
+from nova_enlightened.plan.injector import Injector, Worth
 from nova_enlightened.plan.transfer_plan import TransferPlan, empty_plan
 from nova_enlightened.plan.window import InjectionWindow, WindowLimits
 from nova_enlightened.stream import events as ev
@@ -87,6 +87,13 @@ class OrderedMigration:
             and self._injector is not None
             and not self._injector.plan_done
         )
+
+    @property
+    def horizon(self) -> int:
+        """The largest `Worth` that need not wait for others."""
+        if self._injector is None or not self.pulling:
+            return Worth.BACKGROUND
+        return self._injector.horizon
 
     @property
     def outstanding(self) -> int:

@@ -27,12 +27,12 @@ import numpy.typing as npt
 
 from nova_enlightened import exception
 from nova_enlightened.knowledge.space import TARGET_PAGE, PageSpace
-from nova_enlightened.plan.injector import Urgency
+from nova_enlightened.plan.injector import Worth
 from nova_enlightened.stream.wire import FLAGS_MASK, RamFlag, SectionType
 
 Pages = npt.NDArray[np.int64]
-Worth = Callable[[Pages], npt.NDArray[np.uint8]]
-"""Pages to the `Urgency` of each."""
+Judge = Callable[[Pages], npt.NDArray[np.uint8]]
+"""Pages to the `Worth` of each."""
 
 READ_SIZE: Final = 256 * 1024
 SMALL_READ: Final = 32 * 1024
@@ -78,18 +78,17 @@ class Resequencer:
     :param block: the block named last in the stream, which a continued record means.
     """
 
-    def __init__(self, space: PageSpace, section: int, block: str | None, worth: Worth) -> None:
+    def __init__(self, space: PageSpace, section: int, block: str | None, judge: Judge) -> None:
         self.held = 0
         """Bytes read and not given out."""
-        self.ready = 0
-        """Of these, bytes of demanded and planned pages."""
         self._space = space
         self._section = struct.pack(">I", section)
         self._footer = b""
-        self._worth = worth
+        self._judge = judge
         self._queues: tuple[collections.deque[_Run], ...] = tuple(
-            collections.deque() for _ in Urgency
+            collections.deque() for _ in range(Worth.BACKGROUND + 1)
         )
+        self._sizes = np.zeros(Worth.BACKGROUND + 1, np.int64)
         self._holds = np.zeros(space.pages, np.bool_)
         self._in_block = self._out_block = block
         self._in_section = True
@@ -136,23 +135,23 @@ class Resequencer:
         """The guest waits for a page: if it is held, it goes first."""
         if not self._holds[page]:
             return
-        for index, queue in enumerate(self._queues[Urgency.PLANNED:], Urgency.PLANNED):
-            for run in queue:
+        for worth in np.flatnonzero(self._sizes).tolist():
+            for run in self._queues[worth]:
                 found = np.flatnonzero(run.pages == page)
                 if found.size:
-                    self._promote(index, run, int(found[0]))
+                    self._promote(worth, run, int(found[0]))
                     return
 
-    def _promote(self, index: int, run: _Run, at: int) -> None:
-        queue = self._queues[index]
+    def _promote(self, worth: int, run: _Run, at: int) -> None:
+        queue = self._queues[worth]
         place = queue.index(run)
         del queue[place]
         for part in (run.part(at + 1, run.pages.size), run.part(0, at)):
             if part.pages.size:
                 queue.insert(place, part)
-        self._queues[Urgency.DEMANDED].append(run.part(at, at + 1))
-        if index == Urgency.BACKGROUND:
-            self.ready += _STRIDES[run.flag]
+        self._queues[Worth.DEMANDED].append(run.part(at, at + 1))
+        self._sizes[worth] -= _STRIDES[run.flag]
+        self._sizes[Worth.DEMANDED] += _STRIDES[run.flag]
 
     # -- output -----------------------------------------------------------------------------
 
@@ -161,15 +160,20 @@ class Resequencer:
         """The barrier was met and everything was given out: the rest may be carried as it is."""
         return self._barrier is not None and not self.held
 
-    def take(self, room: int, background: bool) -> tuple[bytes, Pages]:
-        """What to send next, most urgent first, of about `room` bytes; and the pages in it.
+    def ready(self, horizon: int) -> int:
+        """Bytes held of pages that are worth no more than `horizon`."""
+        return int(self._sizes[: horizon + 1].sum())
 
-        :param background: pages nobody asked for may be sent.
+    def take(self, room: int, horizon: int) -> tuple[bytes, Pages]:
+        """What to send next, in order of worth, of about `room` bytes; and the pages in it.
+
+        :param horizon: the largest `Worth` that may be sent.
         """
         out: list[memoryview] = []
         pages: list[Pages] = []
-        last = Urgency.BACKGROUND if background or self._barrier is not None else Urgency.PLANNED
-        for index, queue in enumerate(self._queues[: last + 1]):
+        last = Worth.BACKGROUND if self._barrier is not None else horizon
+        for worth in np.flatnonzero(self._sizes[: last + 1]).tolist():
+            queue = self._queues[worth]
             while queue and room > 0:
                 run = queue.popleft()
                 if run.pages.size > EMIT_PAGES:
@@ -177,12 +181,12 @@ class Resequencer:
                     run = run.part(0, EMIT_PAGES)
                 size = run.pages.size * _STRIDES[run.flag]
                 self.held -= size
-                self.ready -= size if index != Urgency.BACKGROUND else 0
+                self._sizes[worth] -= size
                 room -= size
                 pages.append(run.pages)
                 self._holds[run.pages] = False
                 self._emit(run, out)
-        if self._barrier is not None and not any(self._queues):
+        if self._barrier is not None and not self._sizes.any():
             while self._barrier and room > 0:
                 part = self._barrier.popleft()
                 self.held -= len(part)
@@ -287,14 +291,13 @@ class Resequencer:
 
     def _queue(self, run: _Run) -> None:
         """Part a run where its urgency changes and hold the parts."""
-        worth = self._worth(run.pages)
+        worth = self._judge(run.pages)
         edges = [0, *(np.flatnonzero(np.diff(worth)) + 1).tolist(), run.pages.size]
         for first, last in itertools.pairwise(edges):
             size = (last - first) * _STRIDES[run.flag]
-            queue = int(worth[first])
             self.held += size
-            self.ready += size if queue != Urgency.BACKGROUND else 0
-            self._queues[queue].append(run.part(first, last))
+            self._sizes[worth[first]] += size
+            self._queues[worth[first]].append(run.part(first, last))
         self._holds[run.pages] = True
 
     def _begin_barrier(self) -> None:
@@ -317,8 +320,8 @@ class Resequencer:
             raise exception.StreamError(f"the order of RAM block {block!r} cannot be kept")
         for queue in self._queues:
             queue.clear()
-        self._queues[Urgency.DEMANDED].extend([*(run for run in held if run.block != block), *last])
-        self.ready = sum(run.pages.size * _STRIDES[run.flag] for run in held)
+        self._queues[Worth.DEMANDED].extend([*(run for run in held if run.block != block), *last])
+        self._sizes[Worth.DEMANDED], self._sizes[Worth.DEMANDED + 1 :] = self._sizes.sum(), 0
 
     def _keep(self, data: memoryview) -> None:
         assert self._barrier is not None

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from nova_enlightened import exception
+from nova_enlightened.plan.injector import Worth
 from nova_enlightened.plan.window import WindowLimits
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
@@ -91,7 +92,7 @@ class SourceRelay(Relay):
         if not self._ordered.pulling:
             return sequencer.held < AHEAD
         # QEMU sends pages of its own choice as soon as it has answered all requests.
-        wanted = self._ordered.outstanding > 0 and sequencer.ready < 2 * AHEAD
+        wanted = self._ordered.outstanding > 0 and self._ready() < 2 * AHEAD
         return wanted and sequencer.held < HOLD + AHEAD
 
     def _read_qemu(self, channel: QemuSocket) -> None:
@@ -122,18 +123,20 @@ class SourceRelay(Relay):
                 return False
         return False
 
+    def _ready(self) -> int:
+        """Bytes held that need not wait for others."""
+        sequencer = self._resequencer
+        return sequencer.ready(self._ordered.horizon) if sequencer is not None else 0
+
     def _pump(self, now: float) -> None:
         """Give the link pages while it has room, those nobody asked for when it has no others."""
         sequencer = self._resequencer
         if sequencer is None:
             return
         while (room := self._link.can_send(MAIN)) >= SMALL_SEND:
-            background = (
-                not self._ordered.pulling
-                or sequencer.held > HOLD
-                or self._link.session.under_way < IDLE
-            )
-            data, pages = sequencer.take(min(room, MAX_SEND), background)
+            anything = sequencer.held > HOLD or self._link.session.under_way < IDLE
+            horizon = Worth.BACKGROUND if anything else self._ordered.horizon
+            data, pages = sequencer.take(min(room, MAX_SEND), horizon)
             if not data:
                 break
             self._link.send_data(MAIN, data)
@@ -171,7 +174,7 @@ class SourceRelay(Relay):
         self._pump(now)
         main = self._channels.get(MAIN)
         sequencer = self._resequencer
-        if main is not None and sequencer is not None and sequencer.ready < AHEAD:
+        if main is not None and sequencer is not None and self._ready() < AHEAD:
             requests = self._ordered.inject(now)
             if requests:
                 main.write(requests)
@@ -201,7 +204,7 @@ class SourceRelay(Relay):
             **self._ordered.statistics(),
             "plan_error": self._plan_error,
             "held_bytes": self._resequencer.held if self._resequencer is not None else 0,
-            "ready_bytes": self._resequencer.ready if self._resequencer is not None else 0,
+            "ready_bytes": self._ready(),
         }
 
     def _write_trace(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nova_enlightened import exception
 from nova_enlightened.knowledge.space import TARGET_PAGE, PageSpace
-from nova_enlightened.plan.injector import Urgency
+from nova_enlightened.plan.injector import Worth
 from nova_enlightened.stream import encode
 from nova_enlightened.stream import events as ev
 from nova_enlightened.stream.migration import MigrationStream
@@ -42,8 +42,8 @@ class Worths:
     def __call__(self, pages: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         def worth(page: int) -> int:
             if page in self._demanded:
-                return Urgency.DEMANDED
-            return Urgency.PLANNED if page in self._planned else Urgency.BACKGROUND
+                return Worth.DEMANDED
+            return Worth.PLANNED if page in self._planned else Worth.BACKGROUND
 
         return np.array([worth(page) for page in pages.tolist()], np.uint8)
 
@@ -60,7 +60,7 @@ def fed(sequencer: Resequencer, data: bytes, cuts: list[int] | None = None) -> N
 
 
 def taken(sequencer: Resequencer, background: bool = True, room: int = 1 << 30) -> bytes:
-    return sequencer.take(room, background)[0]
+    return sequencer.take(room, Worth.BACKGROUND if background else Worth.PLANNED)[0]
 
 
 def pages_of(raw: bytes, tail: bytes = b"") -> list[int]:
