@@ -211,8 +211,8 @@ class Agent:
             self._settings[name] = min(high, max(low, float(said.get(name, DEFAULTS[name]))))
         self._until = now + self._settings["max_s"]
         limit = self._settings["cpu_limit"]
-        self._budget.share = limit * (1 - FRAMES_SHARE)
-        self._frames_budget.share = limit * FRAMES_SHARE
+        self._budget.allow(limit * (1 - FRAMES_SHARE), now)
+        self._frames_budget.allow(limit * FRAMES_SHARE, now)
         if self._sampler is None:
             began = time.process_time()
             self._forget_frames(self._proc.frames())  # memory may have been added

@@ -17,6 +17,12 @@ class Budget:
         self._credit = share * ahead_s
         self._at = now
 
+    def allow(self, share: float, now: float) -> None:
+        """Another share from now on; what may be used in advance changes with it."""
+        self._accrue(now)
+        self._credit += (share - self.share) * self._ahead_s
+        self.share = share
+
     def spend(self, seconds: float, now: float) -> None:
         """Note CPU time used."""
         self._accrue(now)

@@ -42,6 +42,17 @@ def test_a_larger_share_is_earned_from_then_on() -> None:
     budget.spend(1.0, 0.0)
     assert budget.wait(0.0) == pytest.approx(10.0)
 
-    budget.share = 0.5
+    budget.allow(0.5, 0.0)
 
     assert budget.wait(0.0) == pytest.approx(2.0)
+
+
+def test_a_changed_share_changes_the_advance_and_nothing_is_won_by_changing_back() -> None:
+    budget = Budget(0.1, 10.0, 0.0)
+
+    budget.allow(0.2, 0.0)
+    budget.spend(2.0, 0.0)
+    assert budget.wait(0.0) == 0
+    budget.allow(0.1, 0.0)
+
+    assert budget.wait(0.0) == pytest.approx(10.0)
