@@ -125,7 +125,7 @@ class Watched:
         windows = self.windows
         yield wire.PROCESS_HEAD.pack(
             self.usage.pid,
-            int(self.usage.running),
+            int(self.usage.running or self.idle == 0),
             int(self.cpu * 1000),
             len(name),
             len(windows),

@@ -48,7 +48,7 @@ class ProcessPages:
     pid: int
     name: str
     running: bool
-    """It was on a CPU, or waiting for one, when the snapshot was taken."""
+    """It was on a CPU or waiting for one, or had used some since the sample before."""
     cpu: float
     """Share of one vCPU it used while it was sampled: 0 to the number of vCPUs."""
     frames: npt.NDArray[np.int64]
