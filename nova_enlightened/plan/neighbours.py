@@ -5,10 +5,11 @@ The neighbours of a page are its neighbours in the *process* (virtual order), no
 memory: an allocator's slab or a scanned array is scattered over frames. A page that no
 process maps (kernel) has physical neighbours.
 
-Faults are sorted into *streams*, as a file system's read-ahead does. A fault close to where
-a stream's last cluster ended means that the cluster was used up: the next one is twice as
-large. A fault near no stream begins a new one, with a size that follows how often streams
-have been continued at all: it shrinks while faults are random.
+Faults are sorted into *streams*, as a file system's read-ahead does. How far a fault is ahead of
+the stream's last one is what was used of the cluster since, and by so much the next one is
+larger: it doubles when the cluster was used up. A fault near no stream begins a new one,
+with a size that follows how often streams have been continued at all: it shrinks while
+faults are random.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class ClusterLimits:
 
 
 VIRTUAL_CLUSTER: Final = ClusterLimits(least=1, first=4, most=1024)
-PHYSICAL_CLUSTER: Final = ClusterLimits(least=4, first=16, most=32)
+PHYSICAL_CLUSTER: Final = ClusterLimits(least=4, first=16, most=256)
 # Chosen by replay: under random faults larger first clusters only delay the plan, while a
 # guest that walks its memory is served best by clusters of megabytes.
 
@@ -47,10 +48,13 @@ PROVEN: Final = 32
 
 @dataclass
 class _Stream:
+    last: int
     low: int
     high: int
     size: int
     at: float
+    down: bool = False
+    """It goes towards lower indices, as a kernel does that clears a huge page."""
 
 
 class _Streams:
@@ -61,25 +65,32 @@ class _Streams:
         self._streams: list[_Stream] = []
         self._first = float(limits.first)
 
-    def cluster(self, index: int, now: float) -> tuple[int, int]:
-        """The half-open range of indices to ask for around a fault at `index`."""
+    def cluster(self, index: int, now: float) -> tuple[int, int, bool]:
+        """The half-open range of indices to ask for around a fault at `index`.
+
+        :returns: its bounds, and whether the stream goes towards lower indices.
+        """
         found = self._near(index, now)
         if found is None:
-            stream = _Stream(index, index, round(self._first), now)
+            stream = _Stream(index, index, index, round(self._first), now)
             self._first = max(float(self._limits.least), self._first * 0.9)
             if len(self._streams) >= STREAMS:
                 self._streams.pop(0)
         else:
             stream = found
             self._streams.remove(stream)
+            stream.down = index < stream.last
+            used = min(stream.size, abs(index - stream.last))
+            stream.size = min(self._limits.most, stream.size + used)
             if not stream.low <= index < stream.high:
-                stream.size = min(self._limits.most, stream.size * 2)
                 self._first = min(float(self._limits.first * 2), self._first * 1.25)
-        low = index - stream.size // BEHIND
-        high = index + 1 + stream.size
-        stream.low, stream.high, stream.at = low, high, now
+        ahead, behind = stream.size, stream.size // BEHIND
+        if stream.down:
+            ahead, behind = behind, ahead
+        low, high = index - behind, index + 1 + ahead
+        stream.last, stream.low, stream.high, stream.at = index, low, high, now
         self._streams.append(stream)
-        return low, high
+        return low, high, stream.down
 
     def _near(self, index: int, now: float) -> _Stream | None:
         for stream in reversed(self._streams):
@@ -126,13 +137,14 @@ class Neighbours:
             return np.empty(0, np.int64), False
         index = int(plan.position[page]) if plan.position.size else NO_POSITION
         if index != NO_POSITION:
-            low, high = self._virtual.cluster(index, now)
+            low, high, down = self._virtual.cluster(index, now)
             low, high = max(low, 0), min(high, plan.virtual.size)
             ahead, behind = plan.virtual[index + 1 : high], plan.virtual[low:index]
         else:
             block = self._space.block_range(self._space.locate(page)[0])
-            low, high = self._physical.cluster(page, now)
+            low, high, down = self._physical.cluster(page, now)
             low, high = max(low, block.start), min(high, block.stop)
             ahead = np.arange(page + 1, high, dtype=np.int64)
             behind = np.arange(low, page, dtype=np.int64)
-        return np.concatenate((ahead, behind[::-1])), high - low > PROVEN * (1 + 1 / BEHIND)
+        nearest = (behind[::-1], ahead) if down else (ahead, behind[::-1])
+        return np.concatenate(nearest), high - low > PROVEN * (1 + 1 / BEHIND)
