@@ -26,6 +26,8 @@ AHEAD: Final = 256 * 1024
 """Bytes read ahead of the link: enough that it never waits for QEMU."""
 HOLD: Final = 64 * 1024 * 1024
 """Bytes of pages nobody asked for that are held back; beyond that they go along."""
+MOST_HELD: Final = HOLD + 16 * 1024 * 1024
+"""Beyond this nothing is read, not even for what stands behind it."""
 IDLE: Final = 64 * 1024
 """With less under way the link is nearly idle, and any page is better than none."""
 SMALL_SEND: Final = 8 * 1024
@@ -89,11 +91,10 @@ class SourceRelay(Relay):
         sequencer = self._resequencer
         if channel != MAIN or sequencer is None:
             return super()._may_read(channel)
-        if not self._ordered.pulling:
-            return sequencer.held < AHEAD
+        if self._ordered.outstanding and self._ready() < 2 * AHEAD and sequencer.held < MOST_HELD:
+            return True
         # QEMU sends pages of its own choice as soon as it has answered all requests.
-        wanted = self._ordered.outstanding > 0 and self._ready() < 2 * AHEAD
-        return wanted and sequencer.held < HOLD + AHEAD
+        return not self._ordered.pulling and sequencer.held < AHEAD
 
     def _read_qemu(self, channel: QemuSocket) -> None:
         after_switch = self._ordered.phase is Phase.POSTCOPY and not self._resequenced
@@ -124,9 +125,11 @@ class SourceRelay(Relay):
         return False
 
     def _ready(self) -> int:
-        """Bytes held that need not wait for others."""
+        """Bytes held that were asked for, or whose stretch of the plan has come."""
         sequencer = self._resequencer
-        return sequencer.ready(self._ordered.horizon) if sequencer is not None else 0
+        if sequencer is None:
+            return 0
+        return sequencer.ready(self._ordered.horizon if self._ordered.pulling else Worth.ASKED)
 
     def _pump(self, now: float) -> None:
         """Give the link pages while it has room, those nobody asked for when it has no others."""
