@@ -126,9 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         "--in-flight", type=int, default=256, metavar="KIB", help="on the link (default: 256)"
     )
     how.add_argument(
-        "--free-scan",
+        "--pass-through",
         action="store_true",
-        help="do not hold QEMU's background scan back while the plan lasts",
+        help="a relay that keeps the order pages are read in",
     )
     how.add_argument(
         "--window",
@@ -160,7 +160,7 @@ def _link(arguments: argparse.Namespace) -> Link:
         bandwidth=arguments.bandwidth * 1e6,
         rtt=arguments.rtt / 1e3,
         in_flight=arguments.in_flight * 1024,
-        background=None if arguments.free_scan else Link.background,
+        resequence=not arguments.pass_through,
     )
 
 

@@ -49,9 +49,11 @@ class Worth(enum.IntEnum):
     """What a page is worth once it was read from the source, a byte; lower crosses sooner."""
 
     DEMANDED = 0
-    """The guest waits for it, or it is the neighbour of such a page."""
-    ASKED = 1
-    PLANNED = 2
+    """The guest waits for it."""
+    NEAR = 1
+    """It was asked for as the neighbour of such a page."""
+    ASKED = 2
+    PLANNED = 3
     """From here on: the stretches of the plan, in its order."""
     BACKGROUND = 255
     """The plan leaves it out."""
@@ -271,7 +273,8 @@ class Injector:
         state = self._state[pages]
         worth = self._worths[pages]
         worth[(state & ASKED) != 0] = Worth.ASKED
-        worth[(state & (DEMAND | NEAR)) != 0] = Worth.DEMANDED
+        worth[(state & NEAR) != 0] = Worth.NEAR
+        worth[(state & DEMAND) != 0] = Worth.DEMANDED
         return worth
 
     @property

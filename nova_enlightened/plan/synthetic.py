@@ -15,7 +15,7 @@ from nova_enlightened.knowledge import heat
 from nova_enlightened.knowledge.classes import PageClass
 from nova_enlightened.knowledge.guest_pages import GuestPages, PlacedProcess
 from nova_enlightened.knowledge.space import TARGET_PAGE, PageSpace
-from nova_enlightened.plan.simulator import Accesses
+from nova_enlightened.plan.simulated_qemu import Accesses
 from nova_enlightened.plan.transfer_plan import Pages
 
 MIB: Final = (1 << 20) // TARGET_PAGE
