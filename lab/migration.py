@@ -51,11 +51,6 @@ class LabEviction:
         """When its steps happened."""
         return self.eviction.times
 
-    def switch_again(self) -> None:
-        """QEMU forgets an order to switch that it took before its migration began."""
-        with suppress(libvirt.libvirtError):  # it has switched since, or has ended
-            self.domain.migrateStartPostCopy(0)
-
 
 def arm(guest: Guest, seconds: float = 30.0, samples: int = ARM_SAMPLES) -> GuestSession:
     """Have the guest's agent sample, and wait until it has told of ``samples`` of them.
@@ -169,6 +164,9 @@ def _start_relays(
     dom = source.connection.lookupByName(guest.name)
     held = session.latest() if session is not None else None
     known = time.monotonic()
+    if session is not None:
+        # Samples cost faults, and at the destination each of those may be a page from afar.
+        threading.Thread(target=_disarm, args=(session,), daemon=True).start()
     pair = relays.start_pair(
         source,
         destination,
@@ -178,6 +176,11 @@ def _start_relays(
         tls=tls,
     )
     return pair, {"knowledge taken": known, "relays started": time.monotonic()}
+
+
+def _disarm(session: GuestSession) -> None:
+    with suppress(exception.EnlightenedError):  # its lease ends by itself
+        session.disarm()
 
 
 def _run(
@@ -202,8 +205,6 @@ def _run(
     while thread.is_alive() and time.monotonic() < deadline:
         thread.join(0.25)
         tell(started.relay_state())
-        if started.times.switch_accepted is not None and not switched():
-            started.switch_again()
     if thread.is_alive():
         failed.append(f"given up after {limit_s:.0f} s")
         if not way.postcopy or not switched():

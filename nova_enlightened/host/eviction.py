@@ -18,6 +18,7 @@ from nova_enlightened import exception
 LOG = logging.getLogger(__name__)
 
 SWITCH_RETRY_S = 0.01
+SWITCH_CHECK_S = 0.05
 SWITCH_TIMEOUT_S = 30.0
 
 @dataclasses.dataclass(frozen=True)
@@ -103,27 +104,36 @@ class Eviction:
         return self.times
 
     def _switch(self) -> None:
-        """Ask for post-copy until QEMU takes it.
+        """Ask for post-copy until the domain has stopped at the source.
 
         Before the migration job runs libvirt refuses the call, and before QEMU knows the
-        capabilities of this migration it does; neither leaves a trace, so asking again is safe.
+        capabilities of this migration it does. An order that comes between these and the start
+        of QEMU's migration is accepted and forgotten. Asking again is safe in each case.
         """
         deadline = self._clock() + SWITCH_TIMEOUT_S
         last: libvirt.libvirtError | None = None
         while not self._ended.is_set() and self._clock() < deadline:
             try:
                 self._domain.migrateStartPostCopy(0)
+                if self.times.switch_accepted is None:
+                    self.times.switch_accepted = self._clock()
+                    self._on_switch()
             except libvirt.libvirtError as error:
                 last = error
-                self._ended.wait(SWITCH_RETRY_S)
-                continue
-            self.times.switch_accepted = self._clock()
-            self._on_switch()
-            return
+            accepted = self.times.switch_accepted is not None
+            self._ended.wait(SWITCH_CHECK_S if accepted else SWITCH_RETRY_S)
+            if accepted and self._has_stopped():
+                return
         if not self._ended.is_set():
             LOG.warning(
-                "Post-copy of %s was not accepted within %d s, pre-copy goes on: %s",
+                "%s did not switch to post-copy within %d s, pre-copy goes on: %s",
                 self._domain.name(),
                 SWITCH_TIMEOUT_S,
                 last,
             )
+
+    def _has_stopped(self) -> bool:
+        try:
+            return bool(self._domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED)
+        except libvirt.libvirtError:
+            return True  # gone from here: it has moved
