@@ -262,7 +262,10 @@ def _area(reader: _Reader, heats: npt.NDArray[np.uint8], budget: _Budget) -> npt
     history = planes[PLANE_HISTORY]
     written = None if history is None else history[present[real]]
     warmth = heat.from_samples(written, samples, read_share, frames.size)
-    np.maximum.at(heats, frames, warmth)
+    heats[frames] = np.maximum(heats[frames], warmth)
+    lost = heats[frames] < warmth  # a frame that occurs twice (merged pages) got the last one's
+    if lost.any():
+        np.maximum.at(heats, frames[lost], warmth[lost])
     return frames
 
 

@@ -81,6 +81,12 @@ def test_a_shared_frame_is_as_hot_as_its_hottest_user() -> None:
         assert decode_snapshot(Snapshot(processes=pair).encoded()).heat[5] == 255
 
 
+def test_a_frame_twice_in_an_area_is_as_hot_as_its_hotter_place() -> None:
+    for history in (b"\x80\0", b"\0\x80"):
+        process = Process([Area([5, 5], history)])
+        assert decode_snapshot(Snapshot(processes=[process]).encoded()).heat[5] == 255
+
+
 def test_processes_come_busiest_first() -> None:
     processes = [Process(pid=1, cpu=5), Process(pid=2, cpu=900), Process(pid=3, cpu=40)]
 
