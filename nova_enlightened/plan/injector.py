@@ -53,6 +53,7 @@ class Worth(enum.IntEnum):
     NEAR = 1
     """It was asked for as the neighbour of such a page."""
     ASKED = 2
+    """It was asked for, by a plan that is no more."""
     PLANNED = 3
     """From here on: the stretches of the plan, in its order."""
     BACKGROUND = 255
@@ -272,7 +273,9 @@ class Injector:
         """
         state = self._state[pages]
         worth = self._worths[pages]
-        worth[(state & ASKED) != 0] = Worth.ASKED
+        # What was asked for keeps its place in the plan: it must not overtake, again and again,
+        # pages of the same stretch that the source happened to send unasked.
+        worth[(worth == Worth.BACKGROUND) & (state & ASKED != 0)] = Worth.ASKED
         worth[(state & NEAR) != 0] = Worth.NEAR
         worth[(state & DEMAND) != 0] = Worth.DEMANDED
         return worth
