@@ -109,6 +109,8 @@ def _measure(
                     console.print(traceback.format_exc(), markup=False, highlight=False)
                     session.close()
                     continue
+                outcome = dataclasses.replace(outcome, notes=[*session.notes, *outcome.notes])
+                session.notes.clear()
                 results.save(directory, measures, {name: outcome})
                 for note in outcome.notes:
                     console.print(f"  {note}", style="yellow", markup=False, highlight=False)

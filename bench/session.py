@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,6 +18,8 @@ from lab.watch import event_loop
 
 LINK_MBIT = 400.0
 LINK_BYTES_S = LINK_MBIT * 1e6 / 8
+BUSY = 0.1
+"""With more of the processors in use by others the figures are not to be believed."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Session:
     def __init__(self, options: Options, tell: Callable[[str], None]) -> None:
         self.options = options
         self.tell = tell
+        self.notes: list[str] = []
         self._lab: Lab | None = None
         self._wanted: tuple[str, bool] | None = None
 
@@ -72,10 +76,28 @@ class Session:
             self._lab.link.shape(LINK_MBIT)
             return self._lab
         self.close()
+        busy = busy_share()
+        if busy > BUSY:
+            self.notes.append(f"this machine was {busy:.0%} busy with other things at the start")
         cpus = {"host1": {0}, "host2": {1}} if one_core_each else None
         lab = Lab(release=release, link_mbit=LINK_MBIT, cpus=cpus, progress=self.tell)
         self._lab, self._wanted = lab.up(), (release, one_core_each)
         return lab
+
+
+def busy_share(seconds: float = 1.0) -> float:
+    """Share of this machine's processors that something uses now, 0 to 1."""
+    busy, total = _processor_ticks()
+    time.sleep(seconds)
+    busy_then, total_then = _processor_ticks()
+    return (busy_then - busy) / max(1, total_then - total)
+
+
+def _processor_ticks() -> tuple[int, int]:
+    """Ticks spent, and ticks passed, on all processors (proc(5), the first line of stat)."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle, sum(ticks)
 
 
 def certificates(lab: Lab) -> Path:
