@@ -22,12 +22,12 @@ from bench.qmp import MonitorError
 from bench.results import Outcome
 from bench.session import Session, certificates, versions
 from lab import Lab, relays
+from lab.migration import cpu_seconds
 from nova_enlightened.host.relays import RunningRelay
 
 DIRECT, PLAIN, TLS = "direct", "plain", "tls"
 READY_S = 20.0
 _ports = itertools.count(4700)
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,7 @@ def _ready_cpu(running: RunningRelay) -> float:
         if time.monotonic() > deadline:
             raise TimeoutError(f"relay {running.pid} was not ready after {READY_S:g} s")
         time.sleep(0.05)  # its state file is replaced four times a second
-    return _cpu(running.pid)
-
-
-def _cpu(pid: int) -> float:
-    """CPU seconds of a process. Raises OSError once it has ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return cpu_seconds(running.pid)
 
 
 def _completed(qemu: BareQemu, pids: Sequence[int]) -> tuple[Mapping[str, Any], dict[int, float]]:
@@ -171,7 +165,7 @@ def _completed(qemu: BareQemu, pids: Sequence[int]) -> tuple[Mapping[str, Any], 
         account: dict[str, Any] = qemu.monitor.command("query-migrate")
         for pid in pids:
             with suppress(OSError):
-                used[pid] = _cpu(pid)
+                used[pid] = cpu_seconds(pid)
         if account.get("status") == "completed":
             return account, used
         if account.get("status") in ("failed", "cancelled"):

@@ -8,6 +8,7 @@ destination is executing, each stamped by the QEMU it happened in.
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -120,7 +121,13 @@ def migrate(
         if way.enlightened:
             pair, extra = _start_relays(guest, source, destination, session, tls, policy)
         eviction = _eviction(guest, source, destination, way, pair)
-        failure = _run(eviction, way, limit_s, tell, lambda: watch.at(source, "STOP") is not None)
+        used = RelayTime(pair)
+
+        def turn() -> None:
+            used.look()
+            tell(eviction.relay_state())
+
+        failure = _run(eviction, way, limit_s, turn, lambda: watch.at(source, "STOP") is not None)
         return Migration(
             way=way,
             guest=guest.name,
@@ -134,7 +141,7 @@ def migrate(
             source_freed=None if failure else watch.wait(source, "STOPPED", _GRACE_S),
             completed=eviction.times.completed,
             extra=extra,
-            relay=_last_state(pair),
+            relay={**_last_state(pair), **used.seconds},
             failure=failure,
         )
 
@@ -187,10 +194,10 @@ def _run(
     started: LabEviction,
     way: Way,
     limit_s: float,
-    tell: Callable[[Mapping[str, Any]], None],
+    turn: Callable[[], None],
     switched: Callable[[], bool],
 ) -> str | None:
-    """Run it to its end or to the limit; why it failed, None if it did not."""
+    """Run it to its end or to the limit, calling ``turn`` meanwhile; why it failed, or None."""
     failed: list[str] = []
 
     def run() -> None:
@@ -204,13 +211,37 @@ def _run(
     deadline = time.monotonic() + limit_s
     while thread.is_alive() and time.monotonic() < deadline:
         thread.join(0.25)
-        tell(started.relay_state())
+        turn()
     if thread.is_alive():
         failed.append(f"given up after {limit_s:.0f} s")
         if not way.postcopy or not switched():
             started.domain.abortJob()
         thread.join(_GRACE_S)
     return "; ".join(failed) or None
+
+
+class RelayTime:
+    """CPU time of both relays, as long as they can be asked: ``cpu_source_s`` and so on."""
+
+    def __init__(self, pair: relays.RelayPair | None) -> None:
+        self._pids = (
+            {}
+            if pair is None
+            else {"cpu_source_s": pair.source.pid, "cpu_destination_s": pair.destination.pid}
+        )
+        self.seconds: dict[str, float] = {}
+
+    def look(self) -> None:
+        """Take note of what they have used so far."""
+        for name, pid in self._pids.items():
+            with suppress(OSError):  # it has ended
+                self.seconds[name] = cpu_seconds(pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time a process has used (proc(5), stat). Raises OSError when there is no such one."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _last_state(pair: relays.RelayPair | None) -> dict[str, Any]:
