@@ -85,9 +85,7 @@ def start_pair(
             source.holder.entered([]),
             source.outside,
         ),
-        destination=relays.start(
-            there, link, destination.holder.entered([]), destination.outside
-        ),
+        destination=relays.start(there, link, destination.holder.entered([]), destination.outside),
         migrate_uri=f"unix://{path}",
     )
 

@@ -21,6 +21,7 @@ SWITCH_RETRY_S = 0.01
 SWITCH_CHECK_S = 0.05
 SWITCH_TIMEOUT_S = 30.0
 
+
 @dataclasses.dataclass(frozen=True)
 class Route:
     """Where a domain goes and how.

@@ -58,9 +58,7 @@ class ControlServer:
             sock, _ = self._listener.accept()
             sock.setblocking(False)
             self._lines[sock] = b""
-            self._selector.register(
-                sock, selectors.EVENT_READ, lambda _events: self._read(sock)
-            )
+            self._selector.register(sock, selectors.EVENT_READ, lambda _events: self._read(sock))
 
     def _read(self, sock: socket.socket) -> None:
         try:

@@ -232,7 +232,9 @@ class OrderedMigration:
                 self.opaque_reason = f"{event.reason.value}: {event.detail}"
 
     def _lay_out(self, setup: ev.RamBlocks) -> None:
-        self.space = PageSpace([(block.name, block.length) for block in setup.blocks if block.length])
+        self.space = PageSpace(
+            [(block.name, block.length) for block in setup.blocks if block.length]
+        )
         self._injector = Injector(
             empty_plan("stock", self.space.pages),
             self.space,

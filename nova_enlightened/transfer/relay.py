@@ -22,8 +22,8 @@ from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer.control import ControlServer
 from nova_enlightened.transfer.link import Link
 from nova_enlightened.transfer.link_events import (
-    LinkOptions,
     Broken,
+    LinkOptions,
     Lost,
     PeerReady,
     PeerTurnedAway,
@@ -106,9 +106,7 @@ class Relay:
             self._wake_reader, selectors.EVENT_READ, lambda _: self._wake_reader.recv(4096)
         )
         self._control.open()
-        self._link.start(
-            self._selector, self._listener if self.role is Role.DESTINATION else None
-        )
+        self._link.start(self._selector, self._listener if self.role is Role.DESTINATION else None)
 
     def _close(self) -> None:
         self._write_state()

@@ -36,6 +36,7 @@ Judge = Callable[[Pages], npt.NDArray[np.uint8]]
 
 READ_SIZE: Final = 256 * 1024
 SMALL_READ: Final = 32 * 1024
+_NOT_HELD: Final = -1
 EMIT_PAGES: Final = 16
 """Pages given out at once: what becomes urgent next waits for no more than that."""
 MARK_SIZE: Final = 5
@@ -46,6 +47,9 @@ _STRIDES: Final = {
     int(RamFlag.PAGE): 8 + TARGET_PAGE,
     int(RamFlag.ZERO): 8 + 1,
 }
+# Plain numbers: arithmetic on flag enumerations costs more than all else here.
+_CONTINUE: Final = int(RamFlag.CONTINUE)
+_EOS: Final = int(RamFlag.EOS)
 
 
 class _Run:
@@ -55,13 +59,24 @@ class _Run:
     continue the block.
     """
 
-    __slots__ = ("block", "body", "flag", "pages")
+    __slots__ = ("block", "body", "flag", "highest", "lowest", "pages")
 
     def __init__(self, block: str, flag: int, pages: Pages, body: memoryview) -> None:
         self.block = block
         self.flag = flag
         self.pages = pages
         self.body = body
+        self.lowest = int(pages.min())
+        self.highest = int(pages.max())
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire, when the block need not be named."""
+        return int(self.pages.size) * _STRIDES[self.flag]
+
+    def copy_body(self) -> None:
+        """Let go of the buffer it was read into."""
+        self.body = memoryview(bytes(self.body))
 
     def part(self, first: int, last: int) -> "_Run":
         """Records first to last, exclusive."""
@@ -89,12 +104,13 @@ class Resequencer:
             collections.deque() for _ in range(Worth.BACKGROUND + 1)
         )
         self._sizes = np.zeros(Worth.BACKGROUND + 1, np.int64)
-        self._holds = np.zeros(space.pages, np.bool_)
+        self._held_as = np.full(space.pages, _NOT_HELD, np.int16)
         self._in_block = self._out_block = block
         self._in_section = True
         self._footer_due = False
         self._end: bytes | None = None  # the mark of the section that ends the migration
         self._buffer = bytearray(READ_SIZE)
+        self._long_held: list[_Run] = []
         self._tail = 0
         self._barrier: collections.deque[memoryview] | None = None
 
@@ -117,6 +133,7 @@ class Resequencer:
             whole = memoryview(self._buffer)
             self._buffer = bytearray(READ_SIZE)
         position = self._parse(whole, end) if self._barrier is None else 0
+        self._settle()
         self._tail = 0
         if self._barrier is not None:
             self._keep(whole[position:end])
@@ -124,6 +141,13 @@ class Resequencer:
             self._tail = end - position
             self._buffer[: self._tail] = whole[position:end]
         return whole[begin:end]
+
+    def _settle(self) -> None:
+        """Let few pages that will be held for long not keep the buffer of many."""
+        parts, self._long_held = self._long_held, []
+        if sum(part.size for part in parts) < READ_SIZE // 2:
+            for part in parts:
+                part.copy_body()
 
     def end(self) -> None:
         """QEMU sends no more: what is left of a record crosses too, behind all that is held."""
@@ -133,25 +157,26 @@ class Resequencer:
 
     def promote(self, page: int) -> None:
         """The guest waits for a page: if it is held, it goes first."""
-        if not self._holds[page]:
+        worth = int(self._held_as[page])
+        if worth in (_NOT_HELD, Worth.DEMANDED):
             return
-        for worth in np.flatnonzero(self._sizes).tolist():
-            for run in self._queues[worth]:
+        queue = self._queues[worth]
+        for place, run in enumerate(queue):
+            if run.lowest <= page <= run.highest:
                 found = np.flatnonzero(run.pages == page)
                 if found.size:
-                    self._promote(worth, run, int(found[0]))
+                    self._promote(queue, place, run, int(found[0]))
+                    self._sizes[worth] -= _STRIDES[run.flag]
                     return
 
-    def _promote(self, worth: int, run: _Run, at: int) -> None:
-        queue = self._queues[worth]
-        place = queue.index(run)
+    def _promote(self, queue: collections.deque[_Run], place: int, run: _Run, at: int) -> None:
         del queue[place]
-        for part in (run.part(at + 1, run.pages.size), run.part(0, at)):
-            if part.pages.size:
-                queue.insert(place, part)
+        for first, last in ((at + 1, run.pages.size), (0, at)):
+            if first < last:
+                queue.insert(place, run.part(first, last))
         self._queues[Worth.DEMANDED].append(run.part(at, at + 1))
-        self._sizes[worth] -= _STRIDES[run.flag]
         self._sizes[Worth.DEMANDED] += _STRIDES[run.flag]
+        self._held_as[run.pages[at]] = Worth.DEMANDED
 
     # -- output -----------------------------------------------------------------------------
 
@@ -179,12 +204,12 @@ class Resequencer:
                 if run.pages.size > EMIT_PAGES:
                     queue.appendleft(run.part(EMIT_PAGES, run.pages.size))
                     run = run.part(0, EMIT_PAGES)
-                size = run.pages.size * _STRIDES[run.flag]
+                size = run.size
                 self.held -= size
                 self._sizes[worth] -= size
                 room -= size
                 pages.append(run.pages)
-                self._holds[run.pages] = False
+                self._held_as[run.pages] = _NOT_HELD
                 self._emit(run, out)
         if self._barrier is not None and not self._sizes.any():
             while self._barrier and room > 0:
@@ -197,7 +222,7 @@ class Resequencer:
     def _emit(self, run: _Run, out: list[memoryview]) -> None:
         _, offset = self._space.locate(int(run.pages[0]))
         if run.block == self._out_block:
-            header = _WORD.pack(offset | run.flag | RamFlag.CONTINUE)
+            header = _WORD.pack(offset | run.flag | _CONTINUE)
         else:
             name = run.block.encode("utf-8", "surrogateescape")
             header = _WORD.pack(offset | run.flag) + bytes((len(name),)) + name
@@ -241,15 +266,15 @@ class Resequencer:
             return 0
         (word,) = _WORD.unpack_from(view, position)
         flags = word & FLAGS_MASK
-        if flags == RamFlag.EOS:
+        if flags == _EOS:
             self._in_section, self._footer_due = False, True
             return 8
-        flag = flags & ~RamFlag.CONTINUE
+        flag = flags & ~_CONTINUE
         if flag not in _STRIDES:
             raise exception.StreamError(f"page record with flags {flags:#x} after the switch")
-        if flags & RamFlag.CONTINUE:
-            return self._continued(view, position, end, int(flag))
-        return self._named(view, position, end, word, int(flag))
+        if flags & _CONTINUE:
+            return self._continued(view, position, end, flag)
+        return self._named(view, position, end, word, flag)
 
     def _named(self, view: memoryview, position: int, end: int, word: int, flag: int) -> int:
         if end - position < 9:
@@ -269,7 +294,7 @@ class Resequencer:
         if not most:
             return 0
         words = np.ndarray((most,), _CONTINUED, view, position, (stride,))
-        same = (words & np.uint64(FLAGS_MASK)) == np.uint64(flag | RamFlag.CONTINUE)
+        same = (words & np.uint64(FLAGS_MASK)) == np.uint64(flag | _CONTINUE)
         count = most if same.all() else int(same.argmin())
         offsets = (words[:count] & ~np.uint64(FLAGS_MASK)).astype(np.int64)
         self._number(int(offsets.min()))
@@ -294,11 +319,13 @@ class Resequencer:
         worth = self._judge(run.pages)
         edges = [0, *(np.flatnonzero(np.diff(worth)) + 1).tolist(), run.pages.size]
         for first, last in itertools.pairwise(edges):
-            size = (last - first) * _STRIDES[run.flag]
-            self.held += size
-            self._sizes[worth[first]] += size
-            self._queues[worth[first]].append(run.part(first, last))
-        self._holds[run.pages] = True
+            part = run.part(first, last)
+            self.held += part.size
+            self._sizes[worth[first]] += part.size
+            self._queues[worth[first]].append(part)
+            if worth[first] > Worth.ASKED:
+                self._long_held.append(part)
+        self._held_as[run.pages] = worth
 
     def _begin_barrier(self) -> None:
         """From here on the stream is carried as it is, behind all that is held.
@@ -307,7 +334,7 @@ class Resequencer:
             that is given out. (Records do follow, unless the migration is at its end.)
         """
         self._barrier = collections.deque()
-        close = _WORD.pack(RamFlag.EOS) + self._footer
+        close = _WORD.pack(_EOS) + self._footer
         self._keep(memoryview(close + (self._end + close if self._end else b"")))
         if self._end is None:
             self._end_with(self._in_block)

@@ -155,7 +155,9 @@ def test_a_second_channel_is_connected_for_a_second_connection(played: Played) -
 
 
 def test_a_stream_that_breaks_off_is_an_error_that_names_the_place(played: Played) -> None:
-    played.source.sendall(encode.ram_part(2) + encode.page_header(0, "pc.ram") + b"not a whole page")
+    played.source.sendall(
+        encode.ram_part(2) + encode.page_header(0, "pc.ram") + b"not a whole page"
+    )
     played.source.close()
     while played.destination.recv(1 << 16):
         pass
