@@ -2,14 +2,16 @@
 """Which pages are likely to be touched soon after a demand fault.
 
 The neighbours of a page are its neighbours in the *process* (virtual order), not in physical
-memory: an allocator's slab or a scanned array is scattered over frames. A page that no
-process maps (kernel) has physical neighbours.
+memory: an allocator's slab or a scanned array is scattered over frames. Faults there are sorted
+into *streams*, as a file system's read-ahead does. How far a fault is ahead of the stream's
+last one is what was used of the cluster since, and by so much the next one is larger: it
+doubles when the cluster was used up. A fault near no stream begins a new one, with a size
+that follows how often streams have been continued at all: it shrinks while faults are random.
 
-Faults are sorted into *streams*, as a file system's read-ahead does. How far a fault is ahead of
-the stream's last one is what was used of the cluster since, and by so much the next one is
-larger: it doubles when the cluster was used up. A fault near no stream begins a new one,
-with a size that follows how often streams have been continued at all: it shrinks while
-faults are random.
+A page that no process maps (the kernel's, or one just allocated) has physical neighbours. The
+guest uses those in no order but densely, so what counts is density: the *leaf* of 16 pages
+around the fault is asked for, or the largest aligned region of a power of two of leaves
+more than half of which were asked for. (GPU drivers page unified memory by such a rule.)
 """
 
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from nova_enlightened.knowledge.classes import PageClass
 from nova_enlightened.knowledge.space import PageSpace
 from nova_enlightened.plan.transfer_plan import NO_POSITION, Pages, TransferPlan
 
@@ -38,9 +41,12 @@ class ClusterLimits:
 
 
 VIRTUAL_CLUSTER: Final = ClusterLimits(least=1, first=4, most=1024)
-PHYSICAL_CLUSTER: Final = ClusterLimits(least=4, first=16, most=256)
-# Chosen by replay: under random faults larger first clusters only delay the plan, while a
-# guest that walks its memory is served best by clusters of megabytes.
+"""Chosen by replay: under random faults larger first clusters only delay the plan, while a
+guest that walks its memory is served best by clusters of megabytes."""
+
+LEAF: Final = 16
+REGIONS: Final = (2, 4, 8, 16, 32)
+"""Leaves; the largest region is a huge page of 2 MiB."""
 
 PROVEN: Final = 32
 """A stream whose cluster has grown past this many pages is sure to use the next one."""
@@ -58,7 +64,7 @@ class _Stream:
 
 
 class _Streams:
-    """Streams over one index (virtual or physical)."""
+    """Streams over the virtual order."""
 
     def __init__(self, limits: ClusterLimits) -> None:
         self._limits = limits
@@ -100,25 +106,39 @@ class _Streams:
         return None
 
 
+class _Leaves:
+    """Physical memory in leaves, and which of them were asked for."""
+
+    def __init__(self, pages: int) -> None:
+        self._asked = np.zeros(-(-pages // LEAF), np.bool_)
+
+    def region(self, page: int) -> tuple[int, int]:
+        """The half-open range of pages to ask for around a fault at `page`."""
+        leaf = page // LEAF
+        self._asked[leaf] = True
+        first, last = leaf, leaf + 1
+        for leaves in REGIONS:
+            start = leaf // leaves * leaves
+            if 2 * np.count_nonzero(self._asked[start : start + leaves]) > leaves:
+                first, last = start, start + leaves
+                self._asked[first:last] = True
+        return first * LEAF, last * LEAF
+
+
 class Neighbours:
     """Clusters around demand faults.
 
-    :param virtual_limits: sizes for pages that processes map.
-    :param physical_limits: sizes for all other pages.
+    :param limits: sizes of clusters in virtual order.
     """
 
     def __init__(
-        self,
-        space: PageSpace,
-        plan: TransferPlan,
-        virtual_limits: ClusterLimits = VIRTUAL_CLUSTER,
-        physical_limits: ClusterLimits = PHYSICAL_CLUSTER,
+        self, space: PageSpace, plan: TransferPlan, limits: ClusterLimits = VIRTUAL_CLUSTER
     ) -> None:
         self._space = space
         self._plan = plan
-        self._limits = virtual_limits
-        self._virtual = _Streams(virtual_limits)
-        self._physical = _Streams(physical_limits)
+        self._limits = limits
+        self._virtual = _Streams(limits)
+        self._physical = _Leaves(space.pages)
 
     def replan(self, plan: TransferPlan) -> None:
         """Take another plan: virtual positions have changed, physical ones have not."""
@@ -126,7 +146,7 @@ class Neighbours:
         self._virtual = _Streams(self._limits)
 
     def around(self, page: int, now: float) -> tuple[Pages, bool]:
-        """Pages likely to follow a fault at `page`, nearest ahead first; `page` left out.
+        """Pages likely to follow a fault at `page`, likeliest first; `page` left out.
 
         :returns: the pages, and whether they are as good as certain to be used. None when
             the plan knows nothing: then the source's own scan goes on from the fault, which
@@ -136,15 +156,26 @@ class Neighbours:
         if plan.empty:
             return np.empty(0, np.int64), False
         index = int(plan.position[page]) if plan.position.size else NO_POSITION
-        if index != NO_POSITION:
-            low, high, down = self._virtual.cluster(index, now)
-            low, high = max(low, 0), min(high, plan.virtual.size)
-            ahead, behind = plan.virtual[index + 1 : high], plan.virtual[low:index]
-        else:
-            block = self._space.block_range(self._space.locate(page)[0])
-            low, high, down = self._physical.cluster(page, now)
-            low, high = max(low, block.start), min(high, block.stop)
-            ahead = np.arange(page + 1, high, dtype=np.int64)
-            behind = np.arange(low, page, dtype=np.int64)
-        nearest = (behind[::-1], ahead) if down else (ahead, behind[::-1])
-        return np.concatenate(nearest), high - low > PROVEN * (1 + 1 / BEHIND)
+        if index == NO_POSITION:
+            return self._beside(page)
+        low, high, down = self._virtual.cluster(index, now)
+        proven = high - low > PROVEN * (1 + 1 / BEHIND)
+        low, high = max(low, 0), min(high, plan.virtual.size)
+        above, below = plan.virtual[index + 1 : high], plan.virtual[low:index][::-1]
+        return np.concatenate((below, above) if down else (above, below)), proven
+
+    def _beside(self, page: int) -> tuple[Pages, bool]:
+        """Physical neighbours that no process maps; free ones only of a free page."""
+        plan = self._plan
+        low, high = self._physical.region(page)
+        block = self._space.block_range(self._space.locate(page)[0])
+        low, high = max(low, block.start), min(high, block.stop)
+        alike = np.ones(high - low, np.bool_)
+        if plan.position.size:
+            alike &= plan.position[low:high] == NO_POSITION
+        if plan.classes.size and plan.classes[page] != PageClass.FREE:
+            alike &= plan.classes[low:high] != PageClass.FREE
+        alike[page - low] = False
+        found = np.flatnonzero(alike) + low
+        turn = int(np.searchsorted(found, page))
+        return np.concatenate((found[turn:], found[:turn][::-1])), high - low > PROVEN

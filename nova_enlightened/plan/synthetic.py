@@ -21,6 +21,8 @@ from nova_enlightened.plan.transfer_plan import Pages
 MIB: Final = (1 << 20) // TARGET_PAGE
 """Pages in a MiB."""
 KINDS: Final = ("scattered", "contiguous", "zipf", "scan")
+TEXT: Final = 14
+"""MiB of the kernel's image that are its text."""
 SAMPLES: Final = 6
 SAMPLE_SECONDS: Final = 0.5
 TICK: Final = 0.004
@@ -50,7 +52,7 @@ class GuestShape:
     hot: int = 64
     freed: int = 200
     rate: float = 50_000.0
-    kernel_pages: int = 400
+    kernel_pages: int = 900
     seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -138,10 +140,14 @@ def _weights(shape: GuestShape, count: int, rng: np.random.Generator) -> Weights
 
 
 def _kernel_use(shape: GuestShape, image: int, slab: Pages, rng: np.random.Generator) -> Pages:
-    """Kernel pages in use: two thirds text, in clusters of ten, one third slab."""
-    starts = rng.integers(0, max(1, image - 10), -(-shape.kernel_pages // 15))
-    text = (starts[:, None] + np.arange(10)).reshape(-1)
-    return np.concatenate((text, slab[: shape.kernel_pages // 3]))
+    """Kernel pages in use: two thirds text, in clusters of a few, one third slab."""
+    text = min(image, TEXT * MIB)
+    wanted = shape.kernel_pages * 2 // 3
+    clusters = rng.geometric(0.3, wanted)
+    starts = rng.integers(0, text, wanted)
+    pages = np.repeat(starts, clusters) + np.concatenate([np.arange(n) for n in clusters])
+    used = rng.permutation(np.unique(pages[:wanted] % text))
+    return np.concatenate((used, slab[: shape.kernel_pages // 3]))
 
 
 def _accesses(
@@ -160,8 +166,8 @@ def _accesses(
         index = np.searchsorted(np.cumsum(weights), rng.random(count)).clip(0, mapped.size - 1)
     ticks = int(shape.seconds / TICK)
     # Popular kernel pages are touched at every tick, the last of them once in a while.
-    used = np.minimum(rng.zipf(1.3, (ticks, 12)) - 1, kernel.size - 1)
-    tick_at = np.repeat(np.arange(ticks) * TICK, 12)
+    used = (rng.zipf(1.2, (ticks, 24)) - 1) % kernel.size
+    tick_at = np.repeat(np.arange(ticks) * TICK, 24)
     some = rng.random(count) < 0.2
     all_at = np.concatenate((at, at[some], tick_at))
     touched = np.concatenate((mapped[index], tables[index[some] // 512], kernel[used].reshape(-1)))
