@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from nova_enlightened.plan.transfer_plan import Pages
 
-SLACK: Final = 256
-"""Pages (1 MiB): more than were under way before the source could act on a request."""
+SLACK: Final = 4096
+"""Pages (16 MiB): more than can pass before a busy source acts on a request."""
 
 SEEN: Final = np.uint8(1)
 """Crossed since it was last discarded."""
@@ -32,8 +32,8 @@ DEMAND: Final = np.uint8(16)
 
 STATES: Final = 32
 _STATES_WITH: Final = tuple(
-    tuple(state for state in range(STATES) if state & int(bit))
-    for bit in (SEEN, ASKED, OUT, NEAR, DEMAND)
+    tuple(state for state in range(STATES) if state & int(bits) == int(bits))
+    for bits in (SEEN, ASKED, OUT, OUT | NEAR, OUT | DEMAND)
 )
 
 
@@ -67,7 +67,7 @@ class Outstanding:
         self.presumed_sent = 0
 
     def requested(self, pages: Pages, *, near: bool) -> None:
-        """These distinct pages, neither seen nor asked for before, are requested now."""
+        """These distinct pages, neither seen nor outstanding, are requested now."""
         length = self._length + pages.size
         if length > self._pages.size:
             self._drop_arrived()
@@ -81,10 +81,10 @@ class Outstanding:
         self.near += pages.size if near else 0
 
     def demand(self, pages: Pages) -> None:
-        """The guest waits for these distinct pages. Those not asked for before are now."""
+        """The guest waits for these distinct pages. The destination asks for them anew."""
         state = self._state[pages]
-        self.requested(pages[state == 0], near=False)
-        new = pages[state & (SEEN | DEMAND) == 0]
+        self.requested(pages[state & (SEEN | OUT) == 0], near=False)
+        new = pages[self._state[pages] & (SEEN | DEMAND) == 0]
         self._state[new] |= DEMAND
         self.demanded += new.size
 
@@ -108,11 +108,13 @@ class Outstanding:
         if not late.any():
             return
         pages = self._pages[: self._length][late]
-        self.near -= int(np.count_nonzero(self._state[pages] & NEAR))
+        state = self._state[pages]
+        self.near -= int(np.count_nonzero(state & NEAR))
+        self.demanded -= int(np.count_nonzero(state & DEMAND))
         self.count -= pages.size
         self.presumed_sent += pages.size
-        self.demanded -= int(np.count_nonzero(self._state[pages] & DEMAND))
-        self._state[pages] = ASKED
+        # Still waited for, should it come after all.
+        self._state[pages] = state & (ASKED | DEMAND)
         self._keep(~late)
 
     def forget_arrived(self) -> None:

@@ -56,6 +56,12 @@ class WindowLimits:
             )
 
 
+RESEQUENCED: Final = WindowLimits(256 * KIB, 512 * KIB, 1024 * KIB)
+"""For a relay that reads ahead of the link and gives pages another order: a demand fault
+then waits for the window at the source's speed, not the link's, and a window that reaches past
+QEMU's write batch and socket keeps it from sending pages of its own choice."""
+
+
 class InjectionWindow:
     """The adaptive window; see the module for the control law."""
 

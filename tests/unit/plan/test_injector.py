@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nova_enlightened.exception import PlanError
 from nova_enlightened.knowledge.space import PageSpace
-from nova_enlightened.plan.injector import Injector
+from nova_enlightened.plan.injector import Injector, Worth
 from nova_enlightened.plan.requests import MAX_RUN
 from nova_enlightened.plan.transfer_plan import (
     TransferPlan,
@@ -185,10 +185,10 @@ def test_neighbours_leave_half_of_the_window_to_urgent_pages():
 
 
 def test_pages_the_source_had_already_sent_do_not_stay_outstanding():
-    space = space_of(4000)
-    injector = started(plan_of(range(32), 4000), space)
+    space = space_of(8000)
+    injector = started(plan_of(range(32), 8000), space)
     assert injector.next_requests(0.0)
-    for first in range(1000, 2000, 50):
+    for first in range(1000, 7000, 50):
         injector.sent(np.arange(first, first + 50))
         injector.next_requests(0.0)
     assert injector.outstanding == 0
@@ -196,15 +196,62 @@ def test_pages_the_source_had_already_sent_do_not_stay_outstanding():
 
 
 def test_a_page_presumed_sent_is_counted_when_it_comes_after_all():
-    space = space_of(4000)
-    injector = started(plan_of(range(32), 4000), space)
+    space = space_of(8000)
+    injector = started(plan_of(range(32), 8000), space)
     injector.next_requests(0.0)
-    for first in range(1000, 2000, 50):
+    for first in range(1000, 7000, 50):
         injector.sent(np.arange(first, first + 50))
         injector.next_requests(0.0)
     injector.sent(np.arange(32))
     assert injector.outstanding == 0
-    assert injector.remaining == 4000 - 1032
+    assert injector.remaining == 8000 - 6032
+
+
+def test_a_page_presumed_sent_that_the_guest_waits_for_goes_first_when_it_comes():
+    space = space_of(8000)
+    injector = started(plan_of(range(32), 8000), space)
+    injector.fault(5, 1, 0.0)
+    for first in range(1000, 7000, 50):
+        injector.sent(np.arange(first, first + 50))
+        injector.next_requests(0.0)
+    assert injector.awaited == 0
+    assert injector.worth(np.array([5, 6])).tolist() == [Worth.DEMANDED, Worth.PLANNED]
+
+
+def test_what_the_guest_waits_for_is_counted_until_it_is_seen():
+    space = space_of(100)
+    injector = started(plan_of(range(32), 100), space)
+    injector.fault(5, 1, 0.0)
+    injector.fault(5, 1, 0.0)
+    assert injector.awaited == 1
+    injector.sent(np.array([5]))
+    assert injector.awaited == 0
+
+
+def test_pages_are_worth_what_their_place_in_the_plan_is():
+    space = space_of(20_000)
+    injector = started(plan_of(range(10_000), 20_000, virtual=range(15_000, 16_000)), space)
+    injector.fault(15_500, 1, 0.0)
+    injector.next_requests(0.0)
+    worths = injector.worth(np.array([15_500, 15_501, 0, 9_999, 12_000])).tolist()
+    assert worths[:3] == [Worth.DEMANDED, Worth.NEAR, Worth.PLANNED]
+    assert injector.horizon < worths[3] < worths[4] == Worth.BACKGROUND
+
+
+def test_a_kernel_that_clears_a_huge_page_from_both_ends_faults_a_few_times():
+    space = space_of(2048)
+    injector = started(plan_of([2000], 2048), space)
+    faults, present = 0, set()
+    for step in range(256):
+        for page in (512 + step, 1023 - step):
+            if page not in present:
+                faults += 1
+                injector.fault(page, 1, faults / 100)
+                present.add(page)
+                for first, count in injector.next_requests(faults / 100):
+                    present |= set(range(first, first + count))
+                injector.sent(np.array(sorted(present)))
+    assert faults < 20
 
 
 def test_discarded_pages_are_planned_again():
