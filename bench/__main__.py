@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import contention, plots, redis, registry, relay, results, scattered
+from bench import contention, plots, redis, registry, relay, results, scattered, tables
 from bench.registry import Measure, UnknownMeasure
 from bench.results import Outcome
 from bench.session import FULL, QUICK, Options, Session
@@ -132,7 +132,7 @@ def show(console: Console, measures: Sequence[Measure], directory: Path, options
         table.add_column(heading, justify="right" if side == "right" else "left")
     for measure in measures:
         if measure.id in latest:
-            row = results.cells(measure, latest[measure.id])
+            row = tables.cells(measure, latest[measure.id])
             met = row[-1].strip("*")
             style = {"yes": "green", "no": "red"}.get(met, "")
             table.add_row(measure.id, *row[:-1], f"[{style}]{met}[/]" if style else met)

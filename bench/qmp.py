@@ -50,7 +50,8 @@ class Monitor:
         """
         said = {key.replace("_", "-"): value for key, value in arguments.items()}
         try:
-            self._socket.sendall(json.dumps({"execute": name, "arguments": said}).encode())
+            words = json.dumps({"execute": name, "arguments": said})
+            self._socket.sendall(words.encode() + b"\n")
         except OSError as error:
             raise MonitorError(f"{name}: {error}") from error
         while True:

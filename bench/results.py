@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import measures, registry
+from bench import measures, registry, tables
 from bench.registry import Measure
 
 LATEST, SAMPLES, TABLE = "latest.json", "samples.json", "latest.md"
 
-Entry = dict[str, Any]
+Entry = tables.Entry
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def save(directory: Path, wanted: Iterable[Measure], outcomes: Mapping[str, Outc
         samples[name] = asdict(outcome)
     _replace(directory / LATEST, json.dumps(latest, indent=2) + "\n")
     _replace(directory / SAMPLES, compact(samples) + "\n")
-    notes = {name: found["notes"] for name, found in samples.items() if found.get("notes")}
-    _replace(directory / TABLE, markdown(latest, notes))
+    _replace(directory / TABLE, tables.markdown(latest, samples))
 
 
 def compact(value: Any, depth: int = 0) -> str:
@@ -101,51 +100,6 @@ def compact(value: Any, depth: int = 0) -> str:
         rows = (f"{pad}{json.dumps(v, separators=(',', ':'))}" for v in value)
         return "[\n" + ",\n".join(rows) + "\n" + " " * depth + "]"
     return json.dumps(value, separators=(",", ":"))
-
-
-def markdown(latest: Mapping[str, Entry], notes: Mapping[str, Sequence[str]]) -> str:
-    """The table of the figures, as a document of its own."""
-    lines = [
-        "# Measurements",
-        "",
-        "Written by `make bench`; do not edit. Median (least to most) of the rounds of one run.",
-        "",
-        "| measure | median | range | n | bar | met |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {measure.title} (`{measure.id}`) | " + " | ".join(cells(measure, latest[measure.id]))
-        + " |"
-        for measure in registry.MEASURES
-        if measure.id in latest
-    ]  # fmt: skip
-    if notes:
-        lines += ["", "## Notes", ""]
-        lines += [f"- {name}: {note}" for name, found in notes.items() for note in found]
-    lines += ["", "## Versions", ""]
-    lines += [f"- {text}: {', '.join(ids)}" for text, ids in _versions(latest).items()]
-    return "\n".join(lines) + "\n"
-
-
-def cells(measure: Measure, found: Entry) -> tuple[str, str, str, str, str]:
-    """Median, range, n, bar and whether it is met, as a table shows them."""
-    sign = "≥" if measure.better is registry.Better.HIGHER else "≤"
-    met = measure.met(found["median"])
-    return (
-        f"{found['median']:.3g} {measure.unit}".rstrip(),
-        f"{found['min']:.3g} to {found['max']:.3g}",
-        str(found["n"]),
-        "reported" if measure.bar is None else f"{sign} {measure.bar:g}",
-        "" if met is None else "yes" if met else "**no**",
-    )
-
-
-def _versions(latest: Mapping[str, Entry]) -> dict[str, list[str]]:
-    together: dict[str, list[str]] = {}
-    for id, found in latest.items():
-        text = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        together.setdefault(text, []).append(f"`{id}`")
-    return together
 
 
 def _digits(value: float) -> float:

@@ -58,8 +58,8 @@ def outcome(
 ) -> Outcome:
     """The series as an outcome, with what its reader must know.
 
-    Where ours was not seen to recover, its time is a lower bound, which would flatter it in no
-    ratio but has to be said; where stock was not, the ratio is a lower bound.
+    A run that was not seen to recover counts with the time it was watched: where that is
+    stock's, the ratio is a lower bound; where it is ours, the ratio flatters us.
     """
     notes = list(series.failures)
     notes += [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import registry, results
+from bench import registry, results, tables
 from bench.registry import BY_ID, Better
 from bench.results import Outcome
 
@@ -93,8 +93,24 @@ def test_what_is_saved_is_found_again(tmp_path: Path) -> None:
     assert samples["relay"]["values"]["relay_over_direct"] == [0.8, 0.95, 0.9]
     table = (tmp_path / "latest.md").read_text()
     assert "| 0.9 | 0.8 to 0.95 | 3 | ≥ 0.9 | yes |" in table
-    assert "relay: seen" in table
+    assert "- seen" in table
     assert "QEMU 7.2.22" in table
+
+
+def test_the_parts_of_every_way_are_shown_in_order_of_time(tmp_path: Path) -> None:
+    runs = [
+        {"way": "stock", "recovery_s": 8.0, "parts": {"switchover": 0.5, "executing": 3.0}},
+        {"way": "stock", "recovery_s": 9.0, "parts": {"switchover": 0.7, "executing": 4.0}},
+        {"way": "ours", "recovery_s": None, "parts": {"relays started": 0.01, "executing": 1.0},
+         "relay": {"cpu_source_s": 0.4}},
+    ]  # fmt: skip
+    text = tables.markdown({}, {"scattered": {"runs": runs}})
+    assert "| stock | 2 | 8.50 |  |" in text
+    assert "| ours | 1 |  | 0.40 |" in text
+    steps = [line.split(" | ")[0].strip("| ") for line in text.splitlines()]
+    order = [step for step in steps if step in ("relays started", "switchover", "executing")]
+    assert order == ["relays started", "switchover", "executing"]
+    assert "| executing | 3.50 | 1.00 |" in text
 
 
 def test_results_that_are_no_object_are_not_overwritten(tmp_path: Path) -> None:
