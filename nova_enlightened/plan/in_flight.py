@@ -15,13 +15,13 @@ import collections
 
 #: The base is the smallest round trip of this long, and measured anew this often.
 BASE_WINDOW_S = 10.0
-TARGET_S = 0.005
-FLOOR = 128 * 1024
+TARGET_S = 0.002
+FLOOR = 64 * 1024
 CAP = 8 * 1024 * 1024
 #: Queue aimed at, at most: a path of gigabytes a second would take many megabytes in the target's
 #: time, which keep it no busier and let a demand fault wait for longer.
 QUEUE = 512 * 1024
-_START = 512 * 1024
+_START = 128 * 1024
 #: Round trips of at least this long count together: one of them is late when the processor,
 #: not the link, was busy.
 _ROUND_S = 0.002
@@ -75,7 +75,7 @@ class InFlightLimit:
         self._note_base(rtt, now)
         self._round_rtt = rtt if self._round_rtt is None else min(rtt, self._round_rtt)
         # Not to be grown on the word of a time when less was sent than allowed.
-        self._round_full = self._round_full or in_flight >= self.window * 3 // 4
+        self._round_full = self._round_full or in_flight >= self.window // 2
         if self._probe_until is not None:
             if now >= self._probe_until:
                 self._end_probe(now)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from nova_enlightened import exception
 from nova_enlightened.plan.injector import Worth
+from nova_enlightened.plan.transfer_plan import Pages
 from nova_enlightened.plan.window import WindowLimits
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
@@ -136,20 +137,26 @@ class SourceRelay(Relay):
         sequencer = self._resequencer
         if sequencer is None:
             return
+        while (urgent := sequencer.ready(Worth.DEMANDED)) and self._link.ready:
+            # The guest waits: these do not wait for room as well.
+            self._give(*sequencer.take(urgent, Worth.DEMANDED), now)
         while (room := self._link.can_send(MAIN)) >= SMALL_SEND:
             anything = sequencer.held > HOLD or self._link.session.under_way < IDLE
             horizon = Worth.BACKGROUND if anything else self._ordered.horizon
             data, pages = sequencer.take(min(room, MAX_SEND), horizon)
             if not data:
                 break
-            self._link.send_data(MAIN, data)
-            self._ordered.emitted(pages, now)
+            self._give(data, pages, now)
         channel = self._channels.get(MAIN)
         if sequencer.finished and channel is not None:
             self._resequencer = None
             self._resequenced = True
             if not channel.read_open:
                 self._end_outgoing(channel)
+
+    def _give(self, data: bytes, pages: Pages, now: float) -> None:
+        self._link.send_data(MAIN, data)
+        self._ordered.emitted(pages, now)
 
     def _outgoing_ended(self, channel: int) -> None:
         try:

