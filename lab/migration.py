@@ -141,7 +141,7 @@ def migrate(
             source_freed=None if failure else watch.wait(source, "STOPPED", _GRACE_S),
             completed=eviction.times.completed,
             extra=extra,
-            relay={**_last_state(pair), **used.seconds},
+            relay={**last_state(pair), **used.seconds},
             failure=failure,
         )
 
@@ -244,7 +244,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _last_state(pair: relays.RelayPair | None) -> dict[str, Any]:
+def last_state(pair: relays.RelayPair | None) -> dict[str, Any]:
     """What the source's relay says at its end; it writes that after QEMU closed."""
     if pair is None:
         return {}
