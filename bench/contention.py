@@ -2,9 +2,9 @@
 """Two VMs on one core, one leaves: the work both lose until both are at full rate.
 
 host1 has processor 0 for all it does (both VMs, its QEMUs' threads, its libvirtd, its relay),
-host2 has processor 1. Full rate is what each VM gets alone on its core, measured after the
-migration that left it there; for a pre-copy that never ended it is the median of the other
-ways in the same round.
+host2 has processor 1. Full rate is what each VM gets alone on its core, measured after every
+migration that left it there; all runs are judged by the median of these, as the cores and the
+VMs are the same throughout and a pre-copy that never ends leaves nobody alone.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def contention(session: Session) -> Outcome:
                 failures.append(f"round {number}, {way.words}: {error}")
                 session.tell(failures[-1])
                 stage.recover()
-    return _outcome(found, failures, versions(lab))
+    return judged(found, failures, versions(lab))
 
 
 def _evict(stage: LabStage, stays: str, way: Way, number: int, cap_s: float) -> Eviction:
@@ -147,13 +147,9 @@ def loss(run: Eviction, full: Pair) -> Loss:
     )
 
 
-def full_rates(found: Sequence[Eviction], run: Eviction) -> Pair | None:
-    """Its own, else the median of its round, else of all rounds; None when nobody has any."""
-    if run.full is not None:
-        return run.full
-    everyone = [other for other in found if other.full is not None]
-    nearby = [other for other in everyone if other.round == run.round] or everyone
-    pairs = [other.full for other in nearby if other.full is not None]
+def full_rates(found: Sequence[Eviction]) -> Pair | None:
+    """The median full rates of all runs; None when no run left both alone."""
+    pairs = [run.full for run in found if run.full is not None]
     if not pairs:
         return None
     return Pair(
@@ -171,16 +167,15 @@ def ratios(losses: Mapping[tuple[int, Way], Loss], way: Way) -> list[float]:
     ]
 
 
-def _outcome(
-    found: Sequence[Eviction], failures: Sequence[str], used: Mapping[str, str]
-) -> Outcome:
+def judged(found: Sequence[Eviction], failures: Sequence[str], used: Mapping[str, str]) -> Outcome:
+    """The runs as an outcome, with what its reader must know."""
     losses: dict[tuple[int, Way], Loss] = {}
     runs: list[dict[str, Any]] = []
     notes = list(failures)
+    full = full_rates(found)
     for run in found:
-        full = full_rates(found, run)
         if full is None:
-            continue
+            break
         lost = losses[run.round, run.migration.way] = loss(run, full)
         runs.append(_kept(run, full, lost))
         if lost.lower_bound:

@@ -54,17 +54,30 @@ def test_precopy_counts_up_to_its_cap_as_a_lower_bound() -> None:
     assert lost.total_s == pytest.approx(15.0)
 
 
-def test_full_rates_of_the_same_round_stand_in_first() -> None:
-    never = eviction(Way.PRECOPY, number=2, full=None)
+def test_all_runs_are_judged_by_the_median_full_rates() -> None:
     found = [
-        eviction(Way.STOCK, 1, full=Pair(1.0, 1.0)),
-        eviction(Way.STOCK, 2, full=Pair(900.0, 400.0)),
-        eviction(Way.ENLIGHTENED, 2, full=Pair(1100.0, 600.0)),
-        never,
+        eviction(Way.STOCK, 1, full=Pair(900.0, 400.0)),
+        eviction(Way.ENLIGHTENED, 1, full=Pair(1000.0, 600.0)),
+        eviction(Way.STOCK, 2, full=Pair(1100.0, 500.0)),
+        eviction(Way.PRECOPY, 2, full=None),
     ]
-    assert contention.full_rates(found, never) == FULL
-    assert contention.full_rates(found[:1], never) == Pair(1.0, 1.0)
-    assert contention.full_rates([], never) is None
+    assert contention.full_rates(found) == FULL
+    assert contention.full_rates(found[3:]) is None
+
+
+def test_nobody_alone_is_no_figure() -> None:
+    outcome = contention.judged([eviction(Way.PRECOPY, full=None)], ["why"], {})
+    assert outcome.values == {"contention_precopy_ratio": [], "contention_postcopy_ratio": []}
+    assert outcome.notes == ["why"]
+
+
+def test_runs_are_kept_with_their_losses() -> None:
+    found = [eviction(Way.STOCK, back=6.0), eviction(Way.ENLIGHTENED), eviction(Way.PRECOPY)]
+    outcome = contention.judged(found, [], {"QEMU": "7.2"})
+    assert outcome.values["contention_postcopy_ratio"] == pytest.approx([2.0])
+    assert outcome.values["contention_precopy_ratio"] == pytest.approx([5.0])
+    assert [run["way"] for run in outcome.runs] == ["stock_postcopy", "enlightened", "precopy"]
+    assert "lower bound" in outcome.notes[0]
 
 
 def test_ratios_are_within_rounds() -> None:
