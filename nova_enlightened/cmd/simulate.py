@@ -26,7 +26,7 @@ from nova_enlightened.plan.injector import Injector
 from nova_enlightened.plan.policies import OrderingPolicy
 from nova_enlightened.plan.simulator import Accesses, Link, Outcome, Simulation
 from nova_enlightened.plan.synthetic import KINDS, GuestShape, make_guest
-from nova_enlightened.plan.window import InjectionWindow, WindowLimits
+from nova_enlightened.plan.window import RESEQUENCED, InjectionWindow, WindowLimits
 
 NAMESPACE = "nova_enlightened.ordering_policies"
 DESCRIPTION = """\
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rtt", type=float, default=0.2, metavar="MS", help="round trip (default: 0.2)"
     )
     how.add_argument(
-        "--in-flight", type=int, default=256, metavar="KIB", help="on the link (default: 256)"
+        "--in-flight", type=int, default=128, metavar="KIB", help="on the link (default: 128)"
     )
     how.add_argument(
         "--pass-through",
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--window",
         metavar="FLOOR:START:CAP",
-        help="injection window in KiB (default: 64:128:512)",
+        help="injection window in KiB (default: 256:512:1024, with --pass-through 64:128:512)",
     )
     parser.add_argument(
         "--seconds", type=float, default=15.0, help="replayed after switchover (default: 15)"
@@ -166,7 +166,7 @@ def _link(arguments: argparse.Namespace) -> Link:
 
 def _limits(arguments: argparse.Namespace) -> WindowLimits:
     if arguments.window is None:
-        return WindowLimits()
+        return WindowLimits() if arguments.pass_through else RESEQUENCED
     try:
         floor, start, cap = (int(part) * 1024 for part in arguments.window.split(":"))
     except ValueError:

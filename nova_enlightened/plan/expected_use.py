@@ -63,8 +63,8 @@ def _prior() -> Scores:
     table = np.full(256, COLD, np.uint8)
     table[PageClass.FREE] = LEFT_OUT
     for page_class, likelihood in (
-        (PageClass.RESERVED, 0.05),  # holds the kernel's text and data
-        (PageClass.SLAB, 0.03),
+        (PageClass.SLAB, 0.05),
+        (PageClass.RESERVED, 0.03),  # the kernel's image, where faults bring their neighbours
         (PageClass.KERNEL, 0.02),
         (PageClass.PAGE_TABLE, 0.02),
     ):

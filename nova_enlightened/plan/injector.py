@@ -28,7 +28,7 @@ from nova_enlightened.plan.window import InjectionWindow
 CLASSES: Final = 16
 """`PageClass` values counted; a larger one is counted as the last."""
 CLUSTER_SHARE: Final = 0.5
-"""Part of the window that neighbours of faults may take while urgent pages are left."""
+"""Neighbours of faults that may be outstanding, as a part of the window and beside it."""
 PROVEN_SHARE: Final = 0.875
 """The same for neighbours that are as good as certain to be used."""
 CLUSTER_BACKLOG: Final = 2048
@@ -145,11 +145,12 @@ class Injector:
 
     @property
     def awaited(self) -> int:
-        """Pages the guest waits for, or is likely to next, that the source has not sent.
+        """Pages the guest waits for that the source has not sent.
 
-        While there are any, whoever reads from the source should read on.
+        While there are any, whoever reads from the source should read on, and no longer:
+        all that stands before such a page has to be held.
         """
-        return self._fifo.demanded + self._fifo.near
+        return self._fifo.demanded
 
     @property
     def urgent_left(self) -> int:
@@ -241,8 +242,12 @@ class Injector:
                 self._waiting.pop(0)
         return flags
 
-    def next_requests(self, now: float) -> list[tuple[int, int]]:
+    def next_requests(self, now: float, *, planned: bool = True) -> list[tuple[int, int]]:
         """Requests to make now: (first page, count), most urgent first.
+
+        :param now: seconds, any monotonic clock.
+        :param planned: pages of the plan too, not only neighbours of faults: False while
+            more was read from the source than the link can soon take.
 
         Each is within one block, whole host pages, at most `MAX_RUN` pages (or one host
         page), and holds nothing that was seen or asked for, save parts of a host page.
@@ -250,18 +255,17 @@ class Injector:
         if not self._started:
             return []
         size = self._window.pages
-        if size - self._fifo.count < max(1, size // REFILL):
+        requests = self._requests(self._take_near(size), near=True) if self._waiting else []
+        if self._room(size) < max(1, size // REFILL):
             self._fifo.retire()
-        room = size - self._fifo.count
+        room = self._room(size) if planned else 0
         if room < max(1, size // REFILL):
-            return []
-        near = self._take_near(room, size)
-        requests = self._requests(near, near=True)
+            return requests
         if self._shape.plain:
-            requests += self._requests(self._take_planned(room - near.size), near=False)
+            requests += self._requests(self._take_planned(room), near=False)
         else:
-            while self._fifo.count < size and (planned := self._take_planned(1)).size:
-                requests += self._requests(planned, near=False)
+            while self._room(size) > 0 and (page := self._take_planned(1)).size:
+                requests += self._requests(page, near=False)
         if self._urgent_done_at is None and not self.urgent_left:
             self._urgent_done_at = now
         return requests
@@ -329,15 +333,17 @@ class Injector:
             counts += found[:CLASSES]
             counts[-1] += found[CLASSES:].sum()
 
-    def _take_near(self, room: int, size: int) -> Pages:
-        """Neighbours of the latest faults, within their share of the window."""
+    def _room(self, size: int) -> int:
+        """Pages of the plan that may be asked for; neighbours of faults have room of their own."""
+        return size - self._fifo.count + self._fifo.near
+
+    def _take_near(self, size: int) -> Pages:
+        """Neighbours of the latest faults, as many as may be outstanding beside the plan's."""
         taken: list[Pages] = []
-        while self._waiting and room > 0:
+        used = self._fifo.near
+        while self._waiting:
             part, share = self._waiting[-1]
-            allowed = room
-            if self.urgent_left:
-                used = self._fifo.near + sum(pages.size for pages in taken)
-                allowed = min(room, int(size * share) - used)
+            allowed = int(size * share) - used
             if allowed <= 0:
                 break
             self._waiting.pop()
@@ -345,7 +351,7 @@ class Injector:
             if part.size > allowed:
                 self._waiting.append((part[allowed:], share))
             taken.append(part[:allowed])
-            room -= taken[-1].size
+            used += taken[-1].size
         # Two faults' clusters may overlap, and processes share pages.
         return np.unique(np.concatenate(taken)) if taken else np.empty(0, np.int64)
 

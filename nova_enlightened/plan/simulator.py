@@ -41,6 +41,8 @@ RECOVERED: Final = 0.9
 RECOVERY_SPAN: Final = 0.2
 """Seconds over which the guest must hold `RECOVERED` of its pace."""
 BIN: Final = 0.01
+READ: Final = 32 * KIB
+"""Bytes the relay reads at once for a page the guest waits for."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class Link:
     :ivar turnaround: from the relay's request to its being served.
     :ivar resequence: whether the relay gives pages another order than it reads them in.
     :ivar ahead: bytes of planned pages read ahead of the link.
-    :ivar hold: bytes nobody asked for that are held back; beyond that they go along.
+    :ivar backlog: bytes that were read and wait for the link, beyond which no planned pages
+        are asked for. Whoever waits for a page at the end of the source's queue has to read
+        all before it; better planned pages than those of the source's own choice.
+    :ivar hold: bytes that may wait in all; beyond that what nobody asked for goes along.
     :ivar idle: with less under way the link is nearly idle, and any page better than none.
     :ivar fault_cost: from a page's arrival to the guest's next instruction, and from the
         fault to the request: userfaultfd, QEMU's threads.
@@ -64,13 +69,14 @@ class Link:
 
     bandwidth: float = 50e6
     rtt: float = 0.0002
-    in_flight: int = 256 * KIB
+    in_flight: int = 128 * KIB
     socket: int = 208 * KIB
     batch: int = 32
     source_rate: float = 1e9
     turnaround: float = 0.0002
     resequence: bool = True
     ahead: int = 256 * KIB
+    backlog: int = 16 * KIB * KIB
     hold: int = 64 * KIB * KIB
     idle: int = 64 * KIB
     fault_cost: float = 0.0003
@@ -172,7 +178,8 @@ class Simulation:
 
     def _ask(self, now: float) -> None:
         due = now + self._link.turnaround
-        for first, count in self._injector.next_requests(now):
+        planned = not self._resequence or self._ready() < self._link.backlog
+        for first, count in self._injector.next_requests(now, planned=planned):
             self._requests.append((due, first, count))
 
     def _fill_socket(self, budget: int) -> int:
@@ -198,8 +205,8 @@ class Simulation:
         """Bytes the relay would read now."""
         if not self._resequence or self._injector.plan_done:
             return self._link.ahead - int(self._bytes.sum())
-        if self._injector.awaited:
-            return self._link.socket
+        if self._injector.awaited and int(self._bytes.sum()) < 2 * self._link.hold:
+            return READ
         return self._link.ahead - self._ready() if self._injector.outstanding else 0
 
     def _read(self, now: float) -> bool:

@@ -17,7 +17,7 @@ from nova_enlightened.plan.transfer_plan import (
     concatenate_virtual,
     empty_plan,
 )
-from nova_enlightened.plan.window import InjectionWindow, WindowLimits
+from nova_enlightened.plan.window import RESEQUENCED, InjectionWindow, WindowLimits
 
 PAGE = 4096
 
@@ -174,14 +174,33 @@ def test_neighbours_of_a_fault_in_virtual_order_go_ahead_of_the_plan():
     assert {page for page, _ in first} >= {300, 700, 200}
 
 
-def test_neighbours_leave_half_of_the_window_to_urgent_pages():
+def test_neighbours_have_half_as_much_room_as_the_plan_and_leave_it_its_own():
     space = space_of(4000)
     injector = started(plan_of(range(3000, 4000), 4000, virtual=range(2000)), space)
-    for page in range(0, 2000, 100):
+    for page in range(0, 2000, 50):
         injector.fault(page, 1, 0.0)
-    injector.sent(np.arange(0, 2000, 100))
+    injector.sent(np.arange(0, 2000, 50))
     requests = injector.next_requests(0.0)
-    assert sum(count for page, count in requests if page >= 3000) == 16
+    window = injector.window_bytes // PAGE
+    assert sum(count for page, count in requests if page >= 3000) == window
+    assert sum(count for page, count in requests if page < 3000) == window // 2
+
+
+def test_the_plan_waits_while_the_link_is_behind_and_neighbours_do_not():
+    space = space_of(4000)
+    injector = started(plan_of(range(3000, 4000), 4000, virtual=range(2000)), space)
+    injector.fault(100, 1, 0.0)
+    assert injector.next_requests(0.0, planned=False) == [(99, 1), (101, 4)]
+    assert injector.next_requests(0.0, planned=False) == []
+    assert injector.next_requests(0.0)
+
+
+def test_neighbours_do_not_wait_for_room_in_the_window():
+    space = space_of(4000)
+    injector = started(plan_of(range(3000, 4000), 4000, virtual=range(2000)), space)
+    injector.next_requests(0.0)
+    injector.fault(100, 1, 0.0)
+    assert injector.next_requests(0.0) == [(99, 1), (101, 4)]
 
 
 def test_pages_the_source_had_already_sent_do_not_stay_outstanding():
@@ -240,7 +259,7 @@ def test_pages_are_worth_what_their_place_in_the_plan_is():
 
 def test_a_kernel_that_clears_a_huge_page_from_both_ends_faults_a_few_times():
     space = space_of(2048)
-    injector = started(plan_of([2000], 2048), space)
+    injector = started(plan_of([2000], 2048), space, RESEQUENCED)
     faults, present = 0, set()
     for step in range(256):
         for page in (512 + step, 1023 - step):
