@@ -46,6 +46,7 @@ class LabEviction:
     domain: libvirt.virDomain
     relay_state: Callable[[], Mapping[str, Any]]
     eviction: Eviction
+    used: RelayTime
 
     @property
     def times(self) -> EvictionTimes:
@@ -120,30 +121,38 @@ def migrate(
         extra: dict[str, float] = {}
         if way.enlightened:
             pair, extra = _start_relays(guest, source, destination, session, tls, policy)
-        eviction = _eviction(guest, source, destination, way, pair)
-        used = RelayTime(pair)
+        started = _eviction(guest, source, destination, way, pair)
 
         def turn() -> None:
-            used.look()
-            tell(eviction.relay_state())
+            started.used.look()
+            tell(started.relay_state())
 
-        failure = _run(eviction, way, limit_s, turn, lambda: watch.at(source, "STOP") is not None)
-        return Migration(
-            way=way,
-            guest=guest.name,
-            source=source.name,
-            destination=destination.name,
-            ordered=ordered,
-            prepared=watch.at(destination, "STARTED"),
-            switch_accepted=eviction.times.switch_accepted,
-            switchover=watch.at(source, "STOP"),
-            executing=watch.at(destination, "RESUME"),
-            source_freed=None if failure else watch.wait(source, "STOPPED", _GRACE_S),
-            completed=eviction.times.completed,
-            extra=extra,
-            relay={**last_state(pair), **used.seconds},
-            failure=failure,
-        )
+        failure = _run(started, way, limit_s, turn, lambda: watch.at(source, "STOP") is not None)
+        told = Migration(way, guest.name, source.name, destination.name, ordered, extra=extra)
+        return _completed(told, started, watch, (source, destination), pair, failure)
+
+
+def _completed(
+    told: Migration,
+    started: LabEviction,
+    watch: Watch,
+    hosts: tuple[Host, Host],
+    pair: relays.RelayPair | None,
+    failure: str | None,
+) -> Migration:
+    """``told`` with all that is known once the migration has ended."""
+    source, destination = hosts
+    return dataclasses.replace(
+        told,
+        prepared=watch.at(destination, "STARTED"),
+        switch_accepted=started.times.switch_accepted,
+        switchover=watch.at(source, "STOP"),
+        executing=watch.at(destination, "RESUME"),
+        source_freed=None if failure else watch.wait(source, "STOPPED", _GRACE_S),
+        completed=started.times.completed,
+        relay={**last_state(pair), **started.used.seconds},
+        failure=failure,
+    )
 
 
 def _eviction(
@@ -156,7 +165,7 @@ def _eviction(
     )
     state: Callable[[], Mapping[str, Any]] = pair.source.state if pair else dict
     domain = source.connection.lookupByName(guest.name)
-    return LabEviction(domain, state, Eviction(domain, route))
+    return LabEviction(domain, state, Eviction(domain, route), RelayTime(pair))
 
 
 def _start_relays(
