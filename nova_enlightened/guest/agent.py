@@ -152,7 +152,8 @@ class Agent:
 
     def _recent(self) -> bytes:
         """A snapshot from what there is. Who asks now may have decided to evict: the next
-        sample follows at once, whatever the budget says."""
+        sample follows at once, whatever the budget says.
+        """
         now = time.monotonic()
         if self._sampler is None:
             if not self._unfinished:

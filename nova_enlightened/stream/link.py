@@ -320,7 +320,8 @@ class LinkSession:
 
     def delivered(self, channel: int, count: int, now: float) -> None:
         """The next ``count`` bytes of ``channel`` were written to its QEMU socket (or, after
-        a reset, thrown away). Their views are not valid any more."""
+        a reset, thrown away). Their views are not valid any more.
+        """
         inlet = self._inlets[channel]
         inlet.deliver(count, self.receive_pool)
         self._note_ack(count, now)

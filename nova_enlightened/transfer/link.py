@@ -128,7 +128,8 @@ class Link:
 
     def can_send(self, channel: int) -> int:
         """Return how many bytes may be sent on ``channel`` now; 0 without a connection, and
-        where the channel is not open."""
+        where the channel is not open.
+        """
         return 0 if self._close_by is not None else self.session.room(channel)
 
     def buffer(self, channel: int) -> memoryview:
@@ -145,7 +146,8 @@ class Link:
 
     def send_data(self, channel: int, data: bytes | memoryview) -> None:
         """Send ``data``, which must not change until it is delivered; as
-        :meth:`LinkSession.send_data`."""
+        :meth:`LinkSession.send_data`.
+        """
         self.session.send_data(channel, data, self._clock())
         self._flush()
 

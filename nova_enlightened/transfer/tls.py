@@ -38,7 +38,8 @@ class Transport(Protocol):
 
     def handshake(self) -> int:
         """Go on with what has to come before data; return the selector events waited for,
-        0 when it is done."""
+        0 when it is done.
+        """
 
     def verify(self) -> None:
         """Find out whether the peer is the host it should be.
