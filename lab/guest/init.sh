@@ -4,6 +4,7 @@
 # First program of a lab guest. The root volume is one read-only file that every guest of
 # every host shares, so that a live migration has no disk to copy: writes go to RAM. What
 # changes often (programs, agent, units) comes with this initial RAM disk, in /lab/files.
+# shellcheck shell=dash disable=SC2086,SC2154,SC1091,SC2187,SC2013
 export PATH=/bin
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev

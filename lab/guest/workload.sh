@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Starts what lab.workload on the kernel's command line names. Commas in lab.args separate words.
+# shellcheck disable=SC2086,SC2154,SC1091
 . /etc/lab.env
 words=$(echo "$LAB_args" | tr ',' ' ')
 to="--name $LAB_name --collector $LAB_collector --port $LAB_port"
