@@ -33,6 +33,8 @@ PROVEN_SHARE: Final = 0.875
 """The same for neighbours that are as good as certain to be used."""
 CLUSTER_BACKLOG: Final = 2048
 """Neighbour pages kept waiting; beyond it the oldest fault's are forgotten."""
+MOST_PROMOTIONS: Final = 64
+"""Faults whose neighbours are kept for a caller that does not ask for promotions."""
 REFILL: Final = 8
 """Requests are made when 1/REFILL of the window is free, not for every page."""
 
@@ -123,6 +125,7 @@ class Injector:
         self._state = np.zeros(space.pages, np.uint8)
         self._fifo = Outstanding(self._state)
         self._waiting: list[tuple[Pages, float]] = []
+        self._promotions: list[Pages] = []
         self._plan = self._checked(plan)
         self._worths = _worths(plan)
         self._neighbours = Neighbours(space, plan)
@@ -235,12 +238,23 @@ class Injector:
         self._count(self._faults_by_class, pages[:1])
         self._fifo.demand(pages)
         near, proven = self._neighbours.around(page, now)
-        near = near[self._state[near] == 0]
+        state = self._state[near]
+        self._promotions = [*self._promotions[-MOST_PROMOTIONS:], near[state & SEEN != 0]]
+        near = near[state == 0]
         if near.size:
             self._waiting.append((near, PROVEN_SHARE if proven else CLUSTER_SHARE))
             while sum(part.size for part, _ in self._waiting) > CLUSTER_BACKLOG:
                 self._waiting.pop(0)
         return flags
+
+    def promotions(self) -> Pages:
+        """Neighbours of faults since the last call that the source has sent already.
+
+        Whoever holds some of them gives them out as `Worth.NEAR`: nobody else can.
+        """
+        pages = np.concatenate(self._promotions) if self._promotions else np.empty(0, np.int64)
+        self._promotions.clear()
+        return pages
 
     def next_requests(self, now: float, *, planned: bool = True) -> list[tuple[int, int]]:
         """Requests to make now: (first page, count), most urgent first.

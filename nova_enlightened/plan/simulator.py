@@ -45,6 +45,9 @@ READ: Final = 32 * KIB
 """Bytes the relay reads at once for a page the guest waits for."""
 
 
+NOT_HELD: Final = -1
+
+
 @dataclass(frozen=True)
 class Link:
     """What lies between the source QEMU and the guest. Sizes in bytes, times in seconds.
@@ -133,6 +136,7 @@ class Simulation:
         self._socket_bytes = 0
         self._batch: deque[int] = deque()
         self._held: list[deque[int]] = [deque() for _ in range(Worth.BACKGROUND + 1)]
+        self._held_as = np.full(dirty.size, NOT_HELD, np.int16)
         self._bytes = np.zeros(Worth.BACKGROUND + 1, np.int64)
         self._link_free = 0.0
         self._faults: deque[tuple[float, int]] = deque()
@@ -169,7 +173,9 @@ class Simulation:
         while self._faults and self._faults[0][0] <= now:
             _, page = self._faults.popleft()
             self._injector.fault(page, 1, now)
-            self._promote(page)
+            self._promote(page, Worth.DEMANDED)
+            for near in self._injector.promotions().tolist():
+                self._promote(near, Worth.NEAR)
             self._requests.append((now + self._link.turnaround, page, 1))
             self._ask(now)
         while self._requests and self._requests[0][0] <= now:
@@ -222,8 +228,7 @@ class Simulation:
         batch = np.array(pages, np.int64)
         worths = self._injector.worth(batch) if self._resequence else np.zeros_like(batch)
         for page, worth in zip(pages, worths.tolist(), strict=True):
-            self._held[worth].append(page)
-        np.add.at(self._bytes, worths, self._record[batch])
+            self._hold(page, worth)
         zero = self._zero[batch]
         for part, is_zero in ((batch[~zero], False), (batch[zero], True)):
             if part.size:
@@ -231,15 +236,19 @@ class Simulation:
         self._ask(now)
         return True
 
-    def _promote(self, page: int) -> None:
-        """The guest waits for a page that the relay may hold."""
-        for worth in np.flatnonzero(self._bytes).tolist():
-            if page in self._held[worth]:
-                self._held[worth].remove(page)
-                self._held[Worth.DEMANDED].append(page)
-                self._bytes[worth] -= self._record[page]
-                self._bytes[Worth.DEMANDED] += self._record[page]
-                return
+    def _promote(self, page: int, worth: Worth) -> None:
+        """The guest waits for a page that the relay may hold, or is likely to."""
+        held_as = int(self._held_as[page])
+        if held_as <= worth:
+            return
+        self._held[held_as].remove(page)
+        self._bytes[held_as] -= self._record[page]
+        self._hold(page, worth)
+
+    def _hold(self, page: int, worth: int) -> None:
+        self._held[worth].append(page)
+        self._held_as[page] = worth
+        self._bytes[worth] += self._record[page]
 
     def _give(self, now: float) -> None:
         """Give the link what is worth most, up to what may be under way."""
@@ -262,6 +271,7 @@ class Simulation:
         if worth > self._injector.horizon and not anything:
             return -1
         page = self._held[worth].popleft()
+        self._held_as[page] = NOT_HELD
         self._bytes[worth] -= self._record[page]
         return page
 

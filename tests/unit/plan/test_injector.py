@@ -186,6 +186,25 @@ def test_neighbours_have_half_as_much_room_as_the_plan_and_leave_it_its_own():
     assert sum(count for page, count in requests if page < 3000) == window // 2
 
 
+def test_neighbours_that_were_sent_already_are_promoted_once():
+    space = space_of(4000)
+    injector = started(plan_of([3000], 4000, virtual=range(2000)), space)
+    injector.sent(np.array([99, 102, 104, 200]))
+    injector.fault(100, 1, 0.0)
+    assert sorted(injector.promotions().tolist()) == [99, 102, 104]
+    assert not injector.promotions().size
+    assert (101, 1) in injector.next_requests(0.0)
+
+
+def test_promotions_nobody_asks_for_do_not_pile_up():
+    space = space_of(4000)
+    injector = started(plan_of([3000], 4000, virtual=range(2000)), space)
+    injector.sent(np.arange(2000))
+    for page in range(2000):
+        injector.fault(page, 1, 0.0)
+    assert injector.promotions().size < 70 * 1300
+
+
 def test_the_plan_waits_while_the_link_is_behind_and_neighbours_do_not():
     space = space_of(4000)
     injector = started(plan_of(range(3000, 4000), 4000, virtual=range(2000)), space)
