@@ -138,10 +138,7 @@ class FaultRecorder:
         """The stream carried these pages. :returns: latencies, in seconds, that ended."""
         if not self._waiting:
             return []
-        if len(self._waiting) < 16:
-            arrived = [page for page in self._waiting if bool((pages == page).any())]
-        else:
-            arrived = list(self._waiting.keys() & set(pages.tolist()))
+        arrived = list(self._waiting.keys() & set(pages.tolist()))
         latencies = []
         for page in arrived:
             index = self._waiting.pop(page)

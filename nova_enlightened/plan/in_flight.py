@@ -57,6 +57,10 @@ class InFlightLimit:
         """The empty path's round trip in seconds; None before the first acknowledgement."""
         return self._base[0][1] if self._base else None
 
+    def aim(self, target: float) -> None:
+        """Aim at another delay: larger costs less CPU, as more crosses at a time."""
+        self._target = target
+
     def restart(self, now: float) -> None:
         """The path may be another one: forget it."""
         self._steered = self.window = min(max(_START, self._floor), self._cap)

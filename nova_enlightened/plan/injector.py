@@ -8,7 +8,6 @@ for twice. It is called for every batch of the stream, so its work is proportion
 Nothing here can lose a page: what is not requested, the source's background scan sends.
 """
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +23,9 @@ from nova_enlightened.plan.outstanding import ASKED, DEMAND, NEAR, SEEN, Outstan
 from nova_enlightened.plan.requests import RequestShape
 from nova_enlightened.plan.transfer_plan import Pages, TransferPlan
 from nova_enlightened.plan.window import InjectionWindow
+from nova_enlightened.plan.worth import Worth
+
+__all__ = ["Injector", "InjectorStatistics", "Worth"]
 
 CLASSES: Final = 16
 """`PageClass` values counted; a larger one is counted as the last."""
@@ -45,39 +47,6 @@ _FLAGS: Final = {
     int(SEEN): FaultFlag.ON_ITS_WAY,
     int(SEEN | ASKED): FaultFlag.ON_ITS_WAY,
 }
-
-
-class Worth(enum.IntEnum):
-    """What a page is worth once it was read from the source, a byte; lower crosses sooner."""
-
-    DEMANDED = 0
-    """The guest waits for it."""
-    NEAR = 1
-    """It was asked for as the neighbour of such a page."""
-    ASKED = 2
-    """It was asked for, by a plan that is no more."""
-    PLANNED = 3
-    """From here on: the stretches of the plan, in its order."""
-    BACKGROUND = 255
-    """The plan leaves it out."""
-
-
-LEAST_STRETCH: Final = 2048
-"""Pages of a plan, at least, that are worth the same: 8 MiB."""
-STRETCHES: Final = Worth.BACKGROUND - Worth.PLANNED
-
-
-def _stretch(plan: TransferPlan) -> int:
-    """Pages in each stretch of a plan."""
-    return max(LEAST_STRETCH, -(-plan.order.size // STRETCHES))
-
-
-def _worths(plan: TransferPlan) -> npt.NDArray[np.uint8]:
-    """Page -> what the plan makes it worth."""
-    worths = np.full(plan.pages, Worth.BACKGROUND, np.uint8)
-    stretches = np.arange(plan.order.size) // _stretch(plan) + Worth.PLANNED
-    worths[plan.order] = stretches.astype(np.uint8)
-    return worths
 
 
 @dataclass(frozen=True)
@@ -127,7 +96,6 @@ class Injector:
         self._waiting: list[tuple[Pages, float]] = []
         self._promotions: list[Pages] = []
         self._plan = self._checked(plan)
-        self._worths = _worths(plan)
         self._neighbours = Neighbours(space, plan)
         self._cursor = 0
         self._started = False
@@ -177,7 +145,6 @@ class Injector:
     def replan(self, plan: TransferPlan) -> None:
         """Go on with another plan (better knowledge arrived). :raises PlanError: as above."""
         self._plan = self._checked(plan)
-        self._worths = _worths(plan)
         self._neighbours.replan(plan)
         self._cursor = 0
         self._urgent_done_at = None
@@ -290,7 +257,7 @@ class Injector:
         :param pages: page numbers of the space.
         """
         state = self._state[pages]
-        worth = self._worths[pages]
+        worth = self._plan.worths[pages]
         # What was asked for keeps its place in the plan: it must not overtake, again and again,
         # pages of the same stretch that the source happened to send unasked.
         worth[(worth == Worth.BACKGROUND) & (state & ASKED != 0)] = Worth.ASKED
@@ -301,7 +268,7 @@ class Injector:
     @property
     def horizon(self) -> int:
         """The largest `Worth` that need not wait: the stretch of the plan being asked for."""
-        return min(Worth.PLANNED + self._cursor // _stretch(self._plan), Worth.BACKGROUND - 1)
+        return min(Worth.PLANNED + self._cursor // self._plan.stretch, Worth.BACKGROUND - 1)
 
     def statistics(self) -> InjectorStatistics:
         """All counts at this moment."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nova_enlightened.exception import PlanError
+from nova_enlightened.plan.worth import Worth, stretch_of
 
 Pages = npt.NDArray[np.int64]
 """Page numbers (see `knowledge.space`), one dimension."""
@@ -42,6 +43,7 @@ class TransferPlan:
     :ivar position: page -> index in `virtual`, or NO_POSITION; length `pages`, or length 0
         when `virtual` is empty.
     :ivar classes: page -> `PageClass` value, for statistics; length `pages` or 0 (unknown).
+    :ivar worths: page -> `Worth` by its place in `order`; made here.
     """
 
     policy: str
@@ -51,6 +53,7 @@ class TransferPlan:
     virtual: Pages = field(default_factory=_no_pages)
     position: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     classes: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    worths: npt.NDArray[np.uint8] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """:raises PlanError: lengths disagree or a page is outside the space."""
@@ -59,14 +62,22 @@ class TransferPlan:
         for name, array in (("order", self.order), ("virtual", self.virtual)):
             if array.size and (int(array.min()) < 0 or int(array.max()) >= self.pages):
                 raise PlanError(f"{name} leaves the space of {self.pages} pages")
-        mentioned = np.zeros(self.pages, np.bool_)
-        mentioned[self.order] = True
-        if int(np.count_nonzero(mentioned)) != self.order.size:
+        worths = np.full(self.pages, Worth.BACKGROUND, np.uint8)
+        for start in range(0, self.order.size, self.stretch):
+            part = self.order[start : start + self.stretch]
+            worths[part] = Worth.PLANNED + start // self.stretch
+        object.__setattr__(self, "worths", worths)
+        if int(np.count_nonzero(worths != Worth.BACKGROUND)) != self.order.size:
             raise PlanError(f"the order of policy {self.policy!r} has pages more than once")
         if self.position.size not in ((self.pages,) if self.virtual.size else (0, self.pages)):
             raise PlanError(f"{self.position.size} positions for {self.pages} pages")
         if self.classes.size not in (0, self.pages):
             raise PlanError(f"{self.classes.size} classes for {self.pages} pages")
+
+    @property
+    def stretch(self) -> int:
+        """Pages of `order` that are worth the same."""
+        return stretch_of(self.order.size)
 
     @property
     def empty(self) -> bool:

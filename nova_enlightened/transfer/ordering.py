@@ -165,7 +165,8 @@ class OrderedMigration:
         for first, count in self._injector.next_requests(now):
             block, offset = self.space.locate(first)
             out += rp.encode_request_pages(block, offset, count * TARGET_PAGE)
-        if self.marks.urgent_done is None and not self._injector.urgent_left:
+        planned = self.marks.planned is not None
+        if planned and self.marks.urgent_done is None and not self._injector.urgent_left:
             self.marks.urgent_done = now
         return bytes(out)
 
