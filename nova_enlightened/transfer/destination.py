@@ -13,6 +13,8 @@ from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
 
+QEMU_BUFFER: Final = 32 * 1024
+"""Bytes the socket to QEMU is asked to hold; QEMU reads 32 KiB at a time."""
 CONNECT_S: Final = 10.0
 """How long QEMU may take to listen; libvirt has it listen before the source is started."""
 
@@ -34,6 +36,9 @@ class DestinationRelay(Relay):
     def _connect(self, channel: int) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
+        # What QEMU has not read yet stands before the next page the guest waits for; here it
+        # can be seen, and counts as under way.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QEMU_BUFFER)
         try:
             sock.connect(self.spec.socket)
         except OSError as error:  # a full backlog is EAGAIN: asked again on the next turn

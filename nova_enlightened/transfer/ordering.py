@@ -100,6 +100,11 @@ class OrderedMigration:
         """Pages asked for, by the guest or the plan, that QEMU has not sent yet."""
         return self._injector.outstanding if self._injector is not None else 0
 
+    @property
+    def awaited(self) -> int:
+        """Pages the guest waits for that QEMU has not sent yet."""
+        return self._injector.awaited if self._injector is not None else 0
+
     def distance(self, channel: int) -> int | None:
         """Bytes to read at most before :meth:`resequence` is tried again; None: any number."""
         stream = self._streams.get(channel)
@@ -157,16 +162,19 @@ class OrderedMigration:
             out += self._answer(event, now)
         return bytes(out)
 
-    def inject(self, now: float) -> bytes:
-        """Further requests, as return-path messages; empty when there is nothing to ask."""
+    def inject(self, now: float, *, planned: bool) -> bytes:
+        """Further requests, as return-path messages; empty when there is nothing to ask.
+
+        :param planned: pages of the plan too, not only neighbours of faults.
+        """
         if self.phase is not Phase.POSTCOPY or self._injector is None or self.space is None:
             return b""
         out = bytearray()
-        for first, count in self._injector.next_requests(now):
+        for first, count in self._injector.next_requests(now, planned=planned):
             block, offset = self.space.locate(first)
             out += rp.encode_request_pages(block, offset, count * TARGET_PAGE)
-        planned = self.marks.planned is not None
-        if planned and self.marks.urgent_done is None and not self._injector.urgent_left:
+        has_plan = self.marks.planned is not None
+        if has_plan and self.marks.urgent_done is None and not self._injector.urgent_left:
             self.marks.urgent_done = now
         return bytes(out)
 
@@ -269,13 +277,14 @@ class OrderedMigration:
             return
         try:
             page = self.space.number(block, event.start)
-            self._injector.fault(page, max(1, event.length // TARGET_PAGE), now)
+            flags = self._injector.fault(page, max(1, event.length // TARGET_PAGE), now)
         except exception.PlanError:
             return  # QEMU judges a request we cannot place.
         if self._faults is not None:
-            self._faults.fault(page, now)
+            self._faults.fault(page, now, flags)
         if self._resequencer is not None:
-            self._resequencer.promote(page)
+            self._resequencer.promote(np.array([page], np.int64), Worth.DEMANDED)
+            self._resequencer.promote(self._injector.promotions(), Worth.NEAR)
 
 
 def _summary(latencies: list[float]) -> dict[str, float | int]:

@@ -155,28 +155,45 @@ class Resequencer:
             self._barrier = collections.deque()
             self._keep(memoryview(bytes(self._buffer[: self._tail])))
 
-    def promote(self, page: int) -> None:
-        """The guest waits for a page: if it is held, it goes first."""
-        worth = int(self._held_as[page])
-        if worth in (_NOT_HELD, Worth.DEMANDED):
+    def promote(self, pages: Pages, worth: Worth) -> None:
+        """Pages became worth more, `DEMANDED` or `NEAR`: those that are held go sooner."""
+        held_as = self._held_as[pages]
+        better = held_as > worth
+        wanted = pages[better]
+        if not wanted.size:
             return
-        queue = self._queues[worth]
-        for place, run in enumerate(queue):
-            if run.lowest <= page <= run.highest:
-                found = np.flatnonzero(run.pages == page)
-                if found.size:
-                    self._promote(queue, place, run, int(found[0]))
-                    self._sizes[worth] -= _STRIDES[run.flag]
-                    return
+        lowest, highest = int(wanted.min()), int(wanted.max())
+        for index in np.unique(held_as[better]).tolist():
+            kept: collections.deque[_Run] = collections.deque()
+            for run in self._queues[index]:
+                if run.highest < lowest or run.lowest > highest:
+                    kept.append(run)
+                else:
+                    self._part_run(run, np.isin(run.pages, wanted), index, worth, kept)
+            self._queues[index].clear()
+            self._queues[index].extend(kept)
 
-    def _promote(self, queue: collections.deque[_Run], place: int, run: _Run, at: int) -> None:
-        del queue[place]
-        for first, last in ((at + 1, run.pages.size), (0, at)):
-            if first < last:
-                queue.insert(place, run.part(first, last))
-        self._queues[Worth.DEMANDED].append(run.part(at, at + 1))
-        self._sizes[Worth.DEMANDED] += _STRIDES[run.flag]
-        self._held_as[run.pages[at]] = Worth.DEMANDED
+    def _part_run(
+        self,
+        run: _Run,
+        hit: npt.NDArray[np.bool_],
+        index: int,
+        worth: Worth,
+        kept: collections.deque[_Run],
+    ) -> None:
+        if not hit.any():
+            kept.append(run)
+            return
+        edges = [0, *(np.flatnonzero(np.diff(hit)) + 1).tolist(), run.pages.size]
+        for first, last in itertools.pairwise(edges):
+            part = run.part(first, last)
+            if hit[first]:
+                self._queues[worth].append(part)
+                self._held_as[part.pages] = worth
+                self._sizes[index] -= part.size
+                self._sizes[worth] += part.size
+            else:
+                kept.append(part)
 
     # -- output -----------------------------------------------------------------------------
 

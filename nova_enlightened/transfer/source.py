@@ -12,7 +12,7 @@ from typing import Any, Final
 from nova_enlightened import exception
 from nova_enlightened.plan.injector import Worth
 from nova_enlightened.plan.transfer_plan import Pages
-from nova_enlightened.plan.window import WindowLimits
+from nova_enlightened.plan.window import RESEQUENCED
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
 from nova_enlightened.transfer.planning import Planner
@@ -46,9 +46,7 @@ class SourceRelay(Relay):
 
     def __init__(self, spec: RelaySpec, listener: socket.socket | None) -> None:
         super().__init__(spec, listener)
-        floor = min(WindowLimits().floor, spec.window)
-        cap = max(WindowLimits().cap, spec.window)
-        self._ordered = OrderedMigration(WindowLimits(floor, spec.window, cap))
+        self._ordered = OrderedMigration(RESEQUENCED)
         self._planner = Planner(spec.policy, spec.layout, self.wake)
         self._unplanned = spec.knowledge is not None
         if spec.knowledge is not None:
@@ -97,7 +95,9 @@ class SourceRelay(Relay):
         sequencer = self._resequencer
         if channel != MAIN or sequencer is None:
             return super()._may_read(channel)
-        if self._ordered.outstanding and self._ready() < 2 * AHEAD and sequencer.held < MOST_HELD:
+        if sequencer.held < MOST_HELD and (
+            self._ordered.awaited or (self._ordered.outstanding and self._ready() < 2 * AHEAD)
+        ):
             return True
         # QEMU sends pages of its own choice as soon as it has answered all requests.
         return not self._ordered.pulling and sequencer.held < AHEAD
@@ -191,9 +191,8 @@ class SourceRelay(Relay):
         self._plan()
         self._pump(now)
         main = self._channels.get(MAIN)
-        sequencer = self._resequencer
-        if main is not None and sequencer is not None and self._ready() < AHEAD:
-            requests = self._ordered.inject(now)
+        if main is not None and self._resequencer is not None:
+            requests = self._ordered.inject(now, planned=self._ready() < AHEAD)
             if requests:
                 main.write(requests)
 

@@ -78,14 +78,14 @@ def test_nothing_is_requested_before_the_switch() -> None:
     feed(migration, setup_bytes(PC_RAM))
     migration.adopt(plan_of(5), 1.0)
     assert migration.phase is Phase.PRECOPY
-    assert migration.inject(1.0) == b""
+    assert migration.inject(1.0, planned=True) == b""
 
 
 def test_pages_are_requested_in_plan_order_after_the_switch() -> None:
     migration = in_postcopy()
     migration.adopt(plan_of(40, 3, 20), 1.0)
     assert migration.phase is Phase.POSTCOPY
-    asked = requests_in(migration.inject(1.0))
+    asked = requests_in(migration.inject(1.0, planned=True))
     assert asked[:3] == [("pc.ram", 40, 1), ("pc.ram", 3, 1), ("pc.ram", 20, 1)]
 
 
@@ -93,13 +93,13 @@ def test_a_page_seen_in_the_stream_is_not_requested() -> None:
     migration = in_postcopy()
     migration.adopt(plan_of(40, 3), 1.0)
     feed(migration, page(40, "pc.ram"))
-    assert ("pc.ram", 40, 1) not in requests_in(migration.inject(1.0))
+    assert ("pc.ram", 40, 1) not in requests_in(migration.inject(1.0, planned=True))
 
 
 def test_a_plan_names_pages_of_every_block() -> None:
     migration = in_postcopy(PC_RAM, VGA)
     migration.adopt(plan_of(PAGES + 2, total=PAGES + 16), 1.0)
-    assert requests_in(migration.inject(1.0))[0] == ("vga", 2, 1)
+    assert requests_in(migration.inject(1.0, planned=True))[0] == ("vga", 2, 1)
 
 
 def test_a_short_request_is_given_the_block_the_destination_named_last() -> None:
@@ -145,7 +145,7 @@ def test_an_unknown_stream_is_carried_without_requests() -> None:
     feed(migration, b"\x11\x22\x33\x44" * 8)
     assert migration.phase is Phase.OPAQUE
     assert migration.opaque_reason is not None
-    assert migration.inject(1.0) == b""
+    assert migration.inject(1.0, planned=True) == b""
 
 
 def test_a_plan_for_another_guest_is_refused() -> None:

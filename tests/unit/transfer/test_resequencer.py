@@ -63,6 +63,10 @@ def taken(sequencer: Resequencer, background: bool = True, room: int = 1 << 30) 
     return sequencer.take(room, Worth.BACKGROUND if background else Worth.PLANNED)[0]
 
 
+def promoted(sequencer: Resequencer, page: int) -> None:
+    sequencer.promote(np.array([page], np.int64), Worth.DEMANDED)
+
+
 def pages_of(raw: bytes, tail: bytes = b"") -> list[int]:
     """Page numbers in order, read by the parser that reads QEMU's own streams."""
     opening = b"".join((
@@ -111,9 +115,16 @@ def test_pages_nobody_asked_for_wait_until_they_may_go() -> None:
 def test_a_held_page_the_guest_waits_for_goes_first_and_only_once() -> None:
     sequencer = sequencer_with()
     fed(sequencer, b"".join(record(page) for page in range(10)))
-    sequencer.promote(4)
+    promoted(sequencer, 4)
     assert pages_of(taken(sequencer, background=False)) == [4]
     assert pages_of(taken(sequencer)) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+def test_neighbours_that_are_held_go_before_the_plan() -> None:
+    sequencer = sequencer_with(Worths(planned={2}))
+    fed(sequencer, b"".join(record(page) for page in range(8)))
+    sequencer.promote(np.array([5, 6, 99], np.int64), Worth.NEAR)
+    assert pages_of(taken(sequencer)) == [5, 6, 2, 0, 1, 3, 4, 7]
 
 
 def test_a_page_of_another_block_names_it() -> None:
@@ -215,7 +226,7 @@ def test_every_page_crosses_exactly_once(
     for first, last in itertools.pairwise(edges):
         fed(sequencer, raw[first:last])
         for page in data.draw(some):
-            sequencer.promote(page)
+            promoted(sequencer, page)
         out += taken(sequencer, data.draw(st.booleans()), data.draw(st.integers(1, 1 << 18)))
     fed(sequencer, END)
     while sequencer.held:
