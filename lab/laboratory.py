@@ -40,8 +40,10 @@ def default_cache() -> Path:
 
 
 def default_run() -> Path:
-    """``LAB_RUN``, or a directory below /run."""
-    return Path(os.environ.get("LAB_RUN", "/run/nova-enlightened-lab")).resolve()
+    """``LAB_RUN``, or a directory below /run with a short name: sockets lie deep below it, and a
+    socket's path holds 107 bytes.
+    """
+    return Path(os.environ.get("LAB_RUN", "/run/ne-lab")).resolve()
 
 
 class Lab:
