@@ -63,14 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configuration(files: Sequence[str]) -> cfg.ConfigOpts:
-    conf = cfg.ConfigOpts()
-    options.register_opts(conf)
-    conf([], project="nova_enlightened", default_config_files=list(files) or None)
-    options.check(conf)
-    return conf
-
-
 def _print(report: Report, as_json: bool) -> None:
     times = report.times
     taken = {
@@ -103,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     libvirt.virEventRegisterDefaultImpl()
     libvirt.registerErrorHandler(lambda *_: None, None)
     try:
-        conf = _configuration(arguments.config_file)
+        conf = options.read(arguments.config_file)
         connection = libvirt.open(arguments.connect)
         domain = connection.lookupByName(arguments.domain)
         eviction = OrderedEviction(domain, arguments.to, peer, conf, arguments.own_name, tell)

@@ -30,10 +30,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--listener", type=int, metavar="FD", help="inherited listening socket (else bind here)"
     )
-    commands.add_parser(
+    start = commands.add_parser(
         "start",
         help="start a relay that goes on by itself; its specification is read from standard "
         "input, its process and port are printed as JSON",
+    )
+    start.add_argument(
+        "--config-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="where this host's address, ports and certificates are found (default: those of "
+        "nova_enlightened)",
     )
     status = commands.add_parser("status", help="print the state of running relays as JSON")
     status.add_argument("directory", help="directory that holds the relays' run directories")
@@ -61,14 +69,16 @@ def _run(spec_path: str, descriptor: int | None) -> int:
     return relay.run()
 
 
-def _start() -> int:
+def _start(config_files: Sequence[str]) -> int:
+    from nova_enlightened import conf as options
     from nova_enlightened.host import relays
 
-    spec = RelaySpec.from_json(sys.stdin.read())
+    conf = options.read(config_files)
+    spec = relays.for_this_host(RelaySpec.from_json(sys.stdin.read()), conf)
     if spec.role == "source":
         listener = relays.listen_unix(spec.socket)
     else:
-        listener = relays.listen_link(spec.link_host, spec.link_port)
+        listener = relays.listen_in_range(conf)
         spec = dataclasses.replace(spec, link_port=listener.getsockname()[1])
     relay = relays.start(spec, listener)
     print(json.dumps({"pid": relay.pid, "link_port": spec.link_port}))
@@ -103,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "run":
             return _run(arguments.spec, arguments.listener)
         if arguments.command == "start":
-            return _start()
+            return _start(arguments.config_file)
         if arguments.command == "status":
             return _status(arguments.directory)
         return _stop(arguments.directory, arguments.migration)

@@ -5,6 +5,8 @@ There is no global ``CONF`` here: Nova's services hand over theirs, the console 
 their own, and a test makes one for each case.
 """
 
+from collections.abc import Sequence
+
 from oslo_config import cfg
 
 from nova_enlightened.conf import enlightened
@@ -32,3 +34,16 @@ def check(conf: cfg.ConfigOpts) -> None:
     """
     for module in _MODULES:
         module.check(conf)
+
+
+def read(files: Sequence[str]) -> cfg.ConfigOpts:
+    """A configuration from files, or from where oslo.config finds those of this project.
+
+    :raises ConfigError: two options contradict each other.
+    :raises oslo_config.cfg.Error: a file cannot be read, or a value is not allowed.
+    """
+    conf = cfg.ConfigOpts()
+    register_opts(conf)
+    conf([], project="nova_enlightened", default_config_files=list(files) or None)
+    check(conf)
+    return conf

@@ -75,28 +75,28 @@ relay then only carries the migration. Compare policies on your own recorded mig
     ),
     cfg.IntOpt(
         "injection_window_floor",
-        default=64,
+        default=256,
         min=4,
         max=65536,
         help="""
-KiB of pages that the relay requests ahead of what it has seen arrive, at least.
+KiB of pages that the relay requests from QEMU ahead of what it has read, at least.
 
-QEMU serves requests in the order they come, so a page the guest waits for waits behind this
-much: at 50 MB/s, 64 KiB are 1.3 ms. Smaller favours such faults; too small, and QEMU runs
-out of requests and sends pages nobody asked for.
+QEMU serves requests in the order they come, so a page the guest waits for waits until QEMU has
+written this much, a fraction of a millisecond. Too small, and QEMU runs out of requests and
+sends pages nobody asked for, which the relay has to read and hold.
 """,
     ),
     cfg.IntOpt(
         "injection_window_cap",
-        default=512,
+        default=1024,
         min=4,
         max=65536,
         help="""
-KiB of pages that the relay requests ahead of what it has seen arrive, at most.
+KiB of pages that the relay requests from QEMU ahead of what it has read, at most.
 
-Between the two bounds the relay adapts. Raise the cap on fast links if pages nobody
-asked for keep arriving while the plan is not finished; lower it if the latency of faults grows
-while pages are injected.
+Between the two bounds the relay adapts. Raise the cap on fast links if many unrequested pages
+are counted while the plan is not finished; lower it if the latency of faults grows while pages
+are injected.
 """,
     ),
 ]

@@ -204,7 +204,8 @@ class OrderedEviction:
             link_port=0,
             secret=secrets.token_hex(32),
             tls=self._tls(self._own_name),
-            window=conf.injection_window_cap * KIB,
+            window_floor=conf.injection_window_floor * KIB,
+            window_cap=conf.injection_window_cap * KIB,
         )
         port = self._peer.start_relay(there)
         here = dataclasses.replace(

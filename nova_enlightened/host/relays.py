@@ -6,6 +6,7 @@ before the relay's interpreter has started: nothing waits for it.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -16,9 +17,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from oslo_config import cfg
+
 from nova_enlightened import exception
 from nova_enlightened.transfer import control
-from nova_enlightened.transfer.spec import RelaySpec
+from nova_enlightened.transfer.spec import RelaySpec, TlsFiles
 
 ENTRY = (sys.executable, "-m", "nova_enlightened.cmd.relay", "run")
 
@@ -69,6 +72,45 @@ def listen_unix(path: str, mode: int = 0o600) -> socket.socket:
 def listen_link(host: str, port: int) -> socket.socket:
     """A listening TCP socket of the link; port 0 lets the kernel choose."""
     return socket.create_server((host, port), backlog=4)
+
+
+def listen_in_range(conf: cfg.ConfigOpts) -> socket.socket:
+    """A listening TCP socket of the link on a free port of this host's range.
+
+    :raises RelayError: no port of the range is free, or the address is not this host's.
+    """
+    group = conf.enlightened
+    refusal: OSError | None = None
+    for port in range(group.link_port_min, group.link_port_max + 1):
+        try:
+            return listen_link(group.link_address, port)
+        except OSError as error:
+            refusal = error
+            if error.errno != errno.EADDRINUSE:
+                break
+    raise exception.RelayError(
+        f"no port from {group.link_port_min} to {group.link_port_max} to listen on at "
+        f"{group.link_address}: {refusal}"
+    )
+
+
+def for_this_host(spec: RelaySpec, conf: cfg.ConfigOpts) -> RelaySpec:
+    """A specification that a peer asks for, with this host's own certificates.
+
+    :raises ConfigError: one host wants TLS and the other does not.
+    """
+    group = conf.enlightened
+    encrypted = group.link_tls == "required"
+    if encrypted != (spec.tls is not None):
+        raise exception.ConfigError(
+            f"link_tls is {group.link_tls!r} on this host and not on the one that asks"
+        )
+    if spec.tls is None:
+        return spec
+    own = TlsFiles(
+        group.link_tls_ca, group.link_tls_certificate, group.link_tls_key, spec.tls.peer_name
+    )
+    return dataclasses.replace(spec, tls=own)
 
 
 def start(

@@ -7,6 +7,7 @@ checked before (`snapshot.decode_snapshot`).
 
 import io
 import json
+import zipfile
 from typing import Any, Final
 
 import numpy as np
@@ -56,5 +57,5 @@ def load(raw: bytes) -> GuestKnowledge:
                 header["samples"],
                 header["taken_at"],
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise HintError(f"stored knowledge: {error}") from error

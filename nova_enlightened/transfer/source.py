@@ -12,7 +12,7 @@ from typing import Any, Final
 from nova_enlightened import exception
 from nova_enlightened.plan.injector import Worth
 from nova_enlightened.plan.transfer_plan import Pages
-from nova_enlightened.plan.window import RESEQUENCED
+from nova_enlightened.plan.window import RESEQUENCED, WindowLimits
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
 from nova_enlightened.transfer.planning import Planner
@@ -46,7 +46,8 @@ class SourceRelay(Relay):
 
     def __init__(self, spec: RelaySpec, listener: socket.socket | None) -> None:
         super().__init__(spec, listener)
-        self._ordered = OrderedMigration(RESEQUENCED)
+        begin = min(max(RESEQUENCED.start, spec.window_floor), spec.window_cap)
+        self._ordered = OrderedMigration(WindowLimits(spec.window_floor, begin, spec.window_cap))
         self._planner = Planner(spec.policy, spec.layout, self.wake)
         self._unplanned = spec.knowledge is not None
         if spec.knowledge is not None:

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any, Self
 
 from nova_enlightened import exception
+from nova_enlightened.plan.window import RESEQUENCED
 
 ROLES = ("source", "destination")
 
@@ -37,7 +38,8 @@ class RelaySpec:
     :param policy: ordering policy's name, source only.
     :param layout: the guest's memory layout (``MemoryLayout.to_dict``), source only.
     :param knowledge: file holding the newest snapshot of guest knowledge, source only.
-    :param window: bytes that may be requested ahead of the stream, source only.
+    :param window_floor, window_cap: bounds of the bytes requested and not yet read from QEMU,
+        source only.
     :param retain: bytes kept unacknowledged at most, which also bounds relay memory.
     """
 
@@ -52,7 +54,8 @@ class RelaySpec:
     policy: str = "heat"
     layout: dict[str, Any] | None = None
     knowledge: str | None = None
-    window: int = 128 * 1024
+    window_floor: int = RESEQUENCED.floor
+    window_cap: int = RESEQUENCED.cap
     retain: int = 8 * 1024 * 1024
 
     def __post_init__(self) -> None:

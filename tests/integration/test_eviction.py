@@ -137,24 +137,24 @@ def test_one_command_evicts_a_domain(lab: Lab, guest: Guest) -> None:
     source = guest.host
     destination = migration.other(lab, source)
     tls = relays.certificates(lab.run_dir / "tls", list(lab.hosts.values()))
-    conf = lab.run_dir / "evict.conf"
-    conf.write_text(
-        "[enlightened]\n"
-        f"link_tls_ca = {tls}/ca.pem\n"
-        f"link_tls_certificate = {tls}/{source.name}.pem\n"
-        f"link_tls_key = {tls}/{source.name}.key\n"
-    )
-    (tls / "peer.sh").write_text(
-        # The peer's own files, as its own configuration would name them.
-        f"sed 's#{source.name}\\.\\(pem\\|key\\)#{destination.name}.\\1#g' | exec \"$@\"\n"
-    )
-    words = ["sh", str(tls / "peer.sh"), *destination.holder.entered(["env", f"PATH={PATH}"])]
+    for host in (source, destination):
+        (lab.run_dir / f"{host.name}.conf").write_text(
+            "[enlightened]\n"
+            f"link_address = {host.address}\n"
+            f"link_tls_ca = {tls}/ca.pem\n"
+            f"link_tls_certificate = {tls}/{host.name}.pem\n"
+            f"link_tls_key = {tls}/{host.name}.key\n"
+        )
+    # What is put before a command stands for ssh; the peer finds its own configuration.
+    peer = lab.run_dir / "peer.sh"
+    peer.write_text(f'exec "$@" --config-file {lab.run_dir}/{destination.name}.conf\n')
+    words = [*destination.holder.entered(["env", f"PATH={PATH}"]), "sh", str(peer)]
     done = source.run(
         [
             f"{BIN}/nova-enlightened-evict", guest.name, "--connect", source.local_uri(),
             "--to", destination.libvirt_uri(remote=True), "--peer-command", " ".join(words),
             "--peer-name", destination.name, "--own-name", source.name, "--arm", "3",
-            "--config-file", str(conf), "--json",
+            "--config-file", f"{lab.run_dir}/{source.name}.conf", "--json",
         ],
     )  # fmt: skip
     report = json.loads(done.stdout.splitlines()[-1])

@@ -51,8 +51,8 @@ def test_two_configuration_objects_are_independent(tmp_path: pathlib.Path) -> No
 @pytest.mark.parametrize(
     "text",
     [
-        "injection_window_floor = 513",
-        "injection_window_cap = 63",
+        "injection_window_floor = 1025",
+        "injection_window_cap = 255",
         "link_port_min = 50000",
         "link_port_max = 49000",
     ],
