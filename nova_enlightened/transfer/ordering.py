@@ -84,8 +84,8 @@ class OrderedMigration:
         return (
             self.phase is Phase.POSTCOPY
             and self.marks.planned is not None
+            and self.marks.urgent_done is None
             and self._injector is not None
-            and not self._injector.plan_done
         )
 
     @property
@@ -129,6 +129,18 @@ class OrderedMigration:
             self.space, stream.ram_section_id, stream.block, self._injector.worth
         )
         return self._resequencer
+
+    def boundary(self, channel: int) -> int:
+        """Bytes of the channel to read to where one of its records ends; 0: one has just ended.
+
+        A record's length may show only as it is read: ask again.
+        """
+        stream = self._streams[channel]
+        return stream.distance or (0 if stream.in_ram else 1)
+
+    def leave(self) -> None:
+        """The channel's pages are carried in QEMU's order again."""
+        self._resequencer = None
 
     def emitted(self, pages: npt.NDArray[np.int64], now: float) -> None:
         """These pages were given to the link: faults on them have ended."""

@@ -202,6 +202,12 @@ class Resequencer:
         """The barrier was met and everything was given out: the rest may be carried as it is."""
         return self._barrier is not None and not self.held
 
+    @property
+    def can_leave(self) -> bool:
+        """Whether the rest of the channel may be carried as it is, from this very byte."""
+        aligned = self._in_section and not self._tail and self._barrier is None
+        return aligned and not self.held and self._in_block == self._out_block
+
     def ready(self, horizon: int) -> int:
         """Bytes held of pages that are worth no more than `horizon`."""
         return int(self._sizes[: horizon + 1].sum())

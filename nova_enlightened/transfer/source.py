@@ -96,6 +96,8 @@ class SourceRelay(Relay):
         sequencer = self._resequencer
         if channel != MAIN or sequencer is None:
             return super()._may_read(channel)
+        if self._leaves and sequencer.held < SMALL_READ and not self._ordered.boundary(MAIN):
+            return not sequencer.held  # at a boundary: it is left as soon as nothing is held
         if sequencer.held < MOST_HELD and (
             self._ordered.awaited or (self._ordered.outstanding and self._ready() < 2 * AHEAD)
         ):
@@ -110,9 +112,14 @@ class SourceRelay(Relay):
             return
         if self._resequencer is None and not self._aligned(channel):
             return
-        sequencer = self._resequencer
-        while sequencer is not None and self._may_read(MAIN):
-            buffer = sequencer.buffer()
+        while (sequencer := self._resequencer) is not None and self._may_read(MAIN):
+            most = None
+            if self._leaves and sequencer.held < SMALL_READ:
+                most = self._ordered.boundary(MAIN)
+                if not most and sequencer.can_leave:
+                    self._leave()
+                    break
+            buffer = sequencer.buffer()[: most or None]
             count = channel.read_into(buffer)
             if count is None:
                 return
@@ -120,6 +127,18 @@ class SourceRelay(Relay):
                 sequencer.end()
                 return
             self._outgoing(MAIN, sequencer.receive(count))
+        if self._resequencer is None:
+            super()._read_qemu(channel)
+
+    @property
+    def _leaves(self) -> bool:
+        """Whether order is worth no more than what it costs: QEMU's own will do from here."""
+        return self._calm or self._plan_error is not None
+
+    def _leave(self) -> None:
+        self._resequencer = None
+        self._resequenced = True
+        self._ordered.leave()
 
     def _aligned(self, channel: QemuSocket) -> bool:
         """Carry the main channel up to where its pages can be told apart."""
@@ -158,8 +177,7 @@ class SourceRelay(Relay):
             self._give(data, pages, now)
         channel = self._channels.get(MAIN)
         if sequencer.finished and channel is not None:
-            self._resequencer = None
-            self._resequenced = True
+            self._leave()
             if not channel.read_open:
                 self._end_outgoing(channel)
 
@@ -192,6 +210,9 @@ class SourceRelay(Relay):
         self._plan()
         self._pump(now)
         main = self._channels.get(MAIN)
+        if self._resequencer is None and not self._resequenced:
+            # QEMU may have nothing to say before it is asked.
+            self._resequencer = self._ordered.resequence(MAIN)
         if main is not None and self._resequencer is not None:
             requests = self._ordered.inject(now, planned=self._ready() < AHEAD)
             if requests:

@@ -13,18 +13,25 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
 from nova_enlightened.host import relays
+from nova_enlightened.knowledge import stored
+from nova_enlightened.knowledge.classes import PageClass
+from nova_enlightened.knowledge.guest_pages import GuestKnowledge
+from nova_enlightened.knowledge.layout import MemoryLayout
 from nova_enlightened.knowledge.space import TARGET_PAGE
 from nova_enlightened.stream import encode
 from nova_enlightened.stream import events as ev
 from nova_enlightened.stream import return_path as rp
+from nova_enlightened.stream.migration import MigrationStream
 from nova_enlightened.transfer import control
 from nova_enlightened.transfer.spec import RelaySpec
 
 TIMEOUT_S = 20.0
 PAGES = 512
+HOT = range(100, 140)
 BLOCK = ev.RamBlock("pc.ram", PAGES * TARGET_PAGE, TARGET_PAGE)
 
 
@@ -65,6 +72,18 @@ class Played:
         return [os.waitstatus_to_exitcode(os.waitpid(relay.pid, 0)[1]) for relay in self.relays]
 
 
+def known(directory: pathlib.Path) -> dict[str, object]:
+    """What the source's relay is told of a guest whose first pages are hot."""
+    heat = np.zeros(PAGES, np.uint8)
+    heat[HOT] = 255
+    classes = np.full(PAGES, PageClass.ANON, np.uint8)
+    knowledge = GuestKnowledge("test", PAGES, classes, heat, (), 4, 1.0)
+    file = directory / "knowledge.npz"
+    file.write_bytes(stored.dump(knowledge))
+    layout = MemoryLayout("pc", ((0, PAGES, 0),), (("pc.ram", PAGES),))
+    return {"knowledge": str(file), "layout": layout.to_dict()}
+
+
 def specs(directory: pathlib.Path, port: int) -> tuple[RelaySpec, RelaySpec]:
     source = RelaySpec(
         role="source",
@@ -85,9 +104,11 @@ def specs(directory: pathlib.Path, port: int) -> tuple[RelaySpec, RelaySpec]:
 
 
 @pytest.fixture
-def played(tmp_path: pathlib.Path) -> Iterator[Played]:
+def played(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Played]:
     link = relays.listen_link("127.0.0.1", 0)
     here, there = specs(tmp_path, link.getsockname()[1])
+    if hasattr(request, "param"):
+        here = replace(here, **known(tmp_path))
     with contextlib.ExitStack() as stack:
         incoming = stack.enter_context(relays.listen_unix(there.socket))
         incoming.settimeout(TIMEOUT_S)
@@ -119,6 +140,54 @@ def test_the_stream_arrives_as_it_was_sent(played: Played) -> None:
     whole = stream_up_to_run() + body
     assert received(played.destination, len(whole)) == whole
     writer.join()
+
+
+@pytest.mark.parametrize("played", ["knowing"], indirect=True)
+def test_hot_pages_cross_first_and_every_page_once(played: Played) -> None:
+    destination = threading.Thread(target=lambda: arrived.extend(until_end(played.destination)))
+    arrived: list[int] = []
+    destination.start()
+    # A source that has not been asked for anything yet sends a page of its own choice.
+    played.source.sendall(encode.ram_part(2) + page(300, "pc.ram"))
+    asked: list[int] = []
+    while set(asked) < set(HOT):
+        for first in requested(played.source):
+            asked.append(first)
+            played.source.sendall(page(first))
+    rest = [number for number in range(PAGES) if number not in {300, *asked}]
+    for number in rest:
+        played.source.sendall(page(number))
+    last = encode.ram_end() + encode.footer(2)
+    played.source.sendall(last + encode.ram_part(2, last=True) + last + encode.eof())
+    played.source.shutdown(socket.SHUT_WR)
+    destination.join(TIMEOUT_S)
+    assert sorted(arrived) == list(range(PAGES))
+    assert set(arrived[: len(HOT) + 1]) - {300} <= set(HOT)
+
+
+def page(number: int, block: str | None = None) -> bytes:
+    return encode.page_header(number * TARGET_PAGE, block) + bytes(TARGET_PAGE)
+
+
+def requested(source: socket.socket) -> Iterator[int]:
+    """Pages asked for in one read of the return path."""
+    path = rp.ReturnPath()
+    path.receive_data(source.recv(1 << 16))
+    while (event := path.next_event()) is not ev.NEED_DATA:
+        assert isinstance(event, rp.RequestPages)
+        first = event.start // TARGET_PAGE
+        yield from range(first, first + event.length // TARGET_PAGE)
+
+
+def until_end(destination: socket.socket) -> Iterator[int]:
+    """Page numbers in the order they arrive."""
+    stream = MigrationStream()
+    while data := destination.recv(TARGET_PAGE):
+        stream.receive_data(data)
+        while (event := stream.next_event()) is not ev.NEED_DATA:
+            if isinstance(event, ev.RamPages):
+                yield from (event.offsets // TARGET_PAGE).tolist()
+    assert stream.complete
 
 
 def test_the_return_path_arrives_and_names_its_block(played: Played) -> None:
