@@ -7,8 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from nova_enlightened import exception
+from nova_enlightened.stream.events import NEED_DATA
 from nova_enlightened.stream.link_state import Role
-from nova_enlightened.transfer.relay import Relay
+from nova_enlightened.stream.return_path import RequestPages, ReturnPath
+from nova_enlightened.transfer.relay import MAIN, Relay
 from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
@@ -28,17 +31,37 @@ class DestinationRelay(Relay):
         super().__init__(spec, listener)
         self._unconnected: dict[int, float] = {}
         self._early: list[tuple[int, memoryview]] = []
+        self._return_path: ReturnPath | None = ReturnPath()
 
     def _opened(self, channel: int) -> None:
         self._unconnected[channel] = time.monotonic() + CONNECT_S
         self._connect(channel)
 
+    def _outgoing(self, channel: int, data: memoryview) -> None:
+        if channel != MAIN or self._return_path is None:
+            return
+        self._return_path.receive_data(data)
+        try:
+            while (event := self._return_path.next_event()) is not NEED_DATA:
+                if isinstance(event, RequestPages):
+                    self._note_fault()
+                    return
+        except exception.ReturnPathError:
+            self._return_path = None  # the source's relay judges it
+
+    def _note_fault(self) -> None:
+        """The guest runs here and waits for pages: from now on delay counts.
+
+        What QEMU has not read yet stands before the next such page. Kept here instead, it is
+        seen, and counts as under way.
+        """
+        self._return_path = None
+        for channel in self._channels.values():
+            channel.limit_buffer(QEMU_BUFFER)
+
     def _connect(self, channel: int) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
-        # What QEMU has not read yet stands before the next page the guest waits for; here it
-        # can be seen, and counts as under way.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QEMU_BUFFER)
         try:
             sock.connect(self.spec.socket)
         except OSError as error:  # a full backlog is EAGAIN: asked again on the next turn

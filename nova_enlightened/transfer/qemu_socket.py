@@ -34,6 +34,10 @@ class QemuSocket:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def limit_buffer(self, size: int) -> None:
+        """Let the kernel hold about `size` bytes that QEMU has not read."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
     def read_into(self, buffer: memoryview) -> int | None:
         """Bytes read into `buffer`; 0 at end of stream, None when there is nothing yet.
 
