@@ -37,7 +37,7 @@ MOST_PAGES = 4 << 20
 MOST_AREAS = 1 << 15
 NEWEST = [bytes(value >> (8 - n) for value in range(256)) for n in range(wire.HISTORY + 1)]
 """[n][history] is not zero if the page was in use in one of the newest n samples."""
-MOST_FAULT_S = 6.0
+MOST_FAULT_S = 15.0
 """CPU seconds of faults a sample may cause at worst; larger processes are sampled cheaply."""
 
 
