@@ -196,11 +196,6 @@ class OrderedMigration:
             self._injector.replan(plan)
             self.marks.planned = now
 
-    @property
-    def plan_done(self) -> bool:
-        """Everything a plan named has been asked for."""
-        return self._injector is not None and self._injector.plan_done
-
     def statistics(self) -> dict[str, Any]:
         """What a person or a program asks of a running migration, ready for JSON."""
         known: dict[str, Any] = {

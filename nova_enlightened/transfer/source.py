@@ -165,9 +165,12 @@ class SourceRelay(Relay):
         if not self._calm and self._ordered.marks.urgent_done is not None:
             self._calm = True
             self._link.limit.aim(CALM_DELAY_S)
-        while (urgent := sequencer.ready(Worth.DEMANDED)) and self._link.ready:
-            # The guest waits: these do not wait for room as well.
-            self._give(*sequencer.take(urgent, Worth.DEMANDED), now)
+        session = self._link.session
+        while sequencer.ready(Worth.DEMANDED) and session.attached:
+            # The guest waits: these do not wait for room as well, while what is kept allows it.
+            if session.under_way > self.spec.retain // 2:
+                break
+            self._give(*sequencer.take(MAX_SEND, Worth.DEMANDED), now)
         while (room := self._link.can_send(MAIN)) >= SMALL_SEND:
             anything = sequencer.held > HOLD or self._link.session.under_way < IDLE
             horizon = Worth.BACKGROUND if anything else self._ordered.horizon
