@@ -10,6 +10,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMPS := .stamps
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
+OPENSTACK := .venv-openstack
 PYTEST := $(PY) -m pytest
 CODE := nova_enlightened $(wildcard lab bench)
 
@@ -54,6 +55,22 @@ $(VENV)/.requirements: requirements.txt test-requirements.txt constraints.txt | 
 
 $(STAMPS)/venv: $(VENV)/.requirements setup.py setup.cfg pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@mkdir -p $(STAMPS) && touch $@
+
+# Nova, and what it cannot do without, in an environment of its own: its pins are its own too.
+.PHONY: openstack
+openstack: $(STAMPS)/openstack ## make .venv-openstack: Nova with this package beside it
+	@:
+
+$(OPENSTACK)/.requirements: lab/openstack/requirements.txt requirements.txt | $(STAMPS)/debian-build
+	@echo "Installing OpenStack in $(OPENSTACK)"
+	@tools/create-venv.sh $(OPENSTACK)
+	@$(OPENSTACK)/bin/pip --disable-pip-version-check -q install wheel pbr -r lab/openstack/requirements.txt
+	@$(OPENSTACK)/bin/pip --disable-pip-version-check -q install --no-build-isolation -r requirements.txt 'libvirt-python>=9.0'
+	@touch $@
+
+$(STAMPS)/openstack: $(OPENSTACK)/.requirements setup.py setup.cfg pyproject.toml
+	@$(OPENSTACK)/bin/pip --disable-pip-version-check -q install --no-deps --no-build-isolation --editable .
 	@mkdir -p $(STAMPS) && touch $@
 
 # --- checks ------------------------------------------------------------------------------------
@@ -125,5 +142,5 @@ simulate: venv ## compare ordering policies on a recorded fault trace; ARGS="...
 
 .PHONY: clean
 clean: ## remove what the other targets made, but not the lab's cached images
-	rm -rf $(VENV) $(STAMPS) build dist doc/build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OPENSTACK) $(STAMPS) build dist doc/build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

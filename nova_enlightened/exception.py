@@ -82,6 +82,16 @@ class GuestUnreachable(EnlightenedError):
     retryable = True
 
 
+class AgentUnreachable(EnlightenedError):
+    """The agent of a compute host, or the message bus, does not answer."""
+
+    retryable = True
+
+
+class AgentRefused(EnlightenedError):
+    """The agent of a compute host declines what it was asked; the message is its own."""
+
+
 class LibvirtError(EnlightenedError):
     """libvirt refused or failed a call; translated from ``libvirt.libvirtError``."""
 

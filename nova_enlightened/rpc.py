@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls between this project's services over Nova's message bus.
+
+Each compute host's agent serves :class:`HostAPI` on a queue of its own. Reports are cast to
+everybody who listens: remediators and schedulers.
+
+Versions follow oslo.messaging: a new method or optional argument raises the minor number, and a
+client says with ``version_cap`` what it needs; anything else raises the major number.
+"""
+
+from typing import Any, Final, cast
+
+import oslo_messaging
+from oslo_config import cfg
+
+from nova_enlightened import exception
+from nova_enlightened.contention.report import HostReport
+
+EXCHANGE: Final = "nova_enlightened"
+HOST_TOPIC: Final = "nova-enlightened-host"
+REPORT_TOPIC: Final = "nova-enlightened-report"
+HOST_VERSION: Final = "1.0"
+REPORT_VERSION: Final = "1.0"
+
+CALL_TIMEOUT_S: Final = 5.0
+"""A host that does not answer within this is treated as one without an agent."""
+PREPARE_TIMEOUT_S: Final = 10.0
+
+
+def get_transport(conf: cfg.ConfigOpts) -> oslo_messaging.Transport:
+    """The bus of ``transport_url``; no connection is made yet."""
+    oslo_messaging.set_transport_defaults(EXCHANGE)
+    return oslo_messaging.get_rpc_transport(conf)
+
+
+def host_target(host: str | None = None) -> oslo_messaging.Target:
+    """Where a host's agent listens."""
+    return oslo_messaging.Target(
+        exchange=EXCHANGE, topic=HOST_TOPIC, server=host, version=HOST_VERSION
+    )
+
+
+def report_target(server: str | None = None) -> oslo_messaging.Target:
+    """Where reports go; a listener names itself, a sender casts to all."""
+    return oslo_messaging.Target(
+        exchange=EXCHANGE,
+        topic=REPORT_TOPIC,
+        server=server,
+        fanout=server is None,
+        version=REPORT_VERSION,
+    )
+
+
+class HostAPI:
+    """Client of the agents on compute hosts.
+
+    Every method raises ``AgentUnreachable`` where the host's agent does not answer, and
+    ``AgentRefused`` with the agent's own words where it declines.
+    """
+
+    def __init__(self, transport: oslo_messaging.Transport) -> None:
+        self._client = oslo_messaging.get_rpc_client(
+            transport, host_target(), serializer=None, version_cap=HOST_VERSION
+        )
+
+    def describe(self, host: str) -> dict[str, Any]:
+        """Versions, capabilities, link address and certificate name of a host's agent."""
+        return self._call(host, "describe")
+
+    def arm(self, host: str, instances: list[str]) -> dict[str, Any]:
+        """Have guests begin to sample; renews a lease. Answers uuid -> how, in words."""
+        return self._call(host, "arm", instances=instances)
+
+    def disarm(self, host: str, instances: list[str]) -> dict[str, Any]:
+        """Have guests stop sampling."""
+        return self._call(host, "disarm", instances=instances)
+
+    def order_urgent(self, host: str, instance: str, cause: str, ttl: float) -> dict[str, Any]:
+        """Have the next live migration of an instance leave by ordered post-copy, switched at
+        once. The order is void after `ttl` seconds, or once a migration has taken it.
+        """
+        return self._call(host, "order_urgent", instance=instance, cause=cause, ttl=ttl)
+
+    def withdraw_urgent(self, host: str, instance: str) -> dict[str, Any]:
+        """Take an urgent order back; harmless where there is none."""
+        return self._call(host, "withdraw_urgent", instance=instance)
+
+    def prepare_eviction(
+        self, host: str, instance: str, destination: str, tls_required: bool
+    ) -> dict[str, Any]:
+        """Asked by nova-compute of its own host's agent, right before libvirt migrates.
+
+        Starts the relays of both hosts where an urgent order, or the policy of the host, wants
+        the instance to leave in its guest's order.
+
+        :param destination: the compute service that receives it.
+        :param tls_required: refuse where the link would be less protected than Nova promises.
+        :returns: ``wanted`` (bool), ``ordered`` (bool), ``reason`` (words) and, where ordered,
+            ``migrate_uri`` and ``migration`` (the relays' id). ``wanted`` without ``ordered``
+            means: post-copy, switched at once, in QEMU's own order.
+        """
+        return self._call(
+            host,
+            "prepare_eviction",
+            PREPARE_TIMEOUT_S,
+            instance=instance,
+            destination=destination,
+            tls_required=tls_required,
+        )
+
+    def end_eviction(self, host: str, migration: str, outcome: str) -> dict[str, Any]:
+        """Asked by nova-compute when libvirt's migration has ended: the relays' last state."""
+        return self._call(host, "end_eviction", migration=migration, outcome=outcome)
+
+    def start_destination_relay(self, host: str, spec: str) -> dict[str, Any]:
+        """Asked by the source's agent of the destination's.
+
+        :param spec: ``transfer.spec.RelaySpec`` as JSON; the destination puts its own
+            certificates and address in.
+        :returns: ``link_host`` and ``link_port``.
+        """
+        return self._call(host, "start_destination_relay", spec=spec)
+
+    def _call(
+        self, host: str, method: str, timeout: float = CALL_TIMEOUT_S, **arguments: Any
+    ) -> dict[str, Any]:
+        prepared = self._client.prepare(server=host, timeout=timeout)
+        try:
+            answer = prepared.call({}, method, **arguments)
+        except oslo_messaging.RemoteError as error:
+            raise exception.AgentRefused(f"{host}: {error.value}") from error
+        except oslo_messaging.MessagingException as error:
+            raise exception.AgentUnreachable(f"agent of {host}: {error}") from error
+        return cast("dict[str, Any]", answer)
+
+
+class ReportAPI:
+    """Casts a host's reports to all that listen. Losing one is harmless: the next follows."""
+
+    def __init__(self, transport: oslo_messaging.Transport) -> None:
+        self._client = oslo_messaging.get_rpc_client(transport, report_target())
+
+    def cast(self, report: HostReport) -> None:
+        """Send a report. :raises AgentUnreachable: the bus does not take it now."""
+        try:
+            self._client.cast({}, "host_report", report=report.to_dict())
+        except oslo_messaging.MessagingException as error:
+            raise exception.AgentUnreachable(f"message bus: {error}") from error

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+
+from nova_enlightened.contention.report import DomainReport, HostReport, Level
+
+REPORT = HostReport(
+    host="compute1",
+    node="compute1.example",
+    at=1000.5,
+    level=Level.ACT,
+    reason="2 CPUs, 1.5 wanted and not given",
+    cpu_level=Level.ACT,
+    memory_level=Level.CALM,
+    cpus=2,
+    cpu_used=2.0,
+    cpu_waiting=1.5,
+    memory_total=1 << 20,
+    memory_available=1 << 19,
+    domains=(DomainReport("a" * 8, vcpus=1, cpu=0.5, waiting=0.7, memory=1 << 18, hot=1 << 12),),
+)
+
+
+def test_a_report_survives_its_way_over_the_bus() -> None:
+    assert HostReport.from_dict(json.loads(json.dumps(REPORT.to_dict()))) == REPORT
+
+
+def test_what_a_newer_sender_adds_is_left_out() -> None:
+    assert HostReport.from_dict({**REPORT.to_dict(), "moon": "full"}) == REPORT
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"version": 99},
+        {"version": 1},
+        {**REPORT.to_dict(), "level": 7},
+        {**REPORT.to_dict(), "domains": 3},
+        {**REPORT.to_dict(), "domains": [1]},
+        {**REPORT.to_dict(), "domains": [{"uuid": "a"}]},
+    ],
+)
+def test_what_is_not_a_report_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="report"):
+        HostReport.from_dict(values)
