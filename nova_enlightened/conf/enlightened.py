@@ -191,7 +191,27 @@ SELinux profile, keeps it out.
     ),
 ]
 
-ALL_OPTS = [*_KNOWLEDGE, *_PLAN, *_LINK, *_HOST]
+_DECISION = [
+    cfg.StrOpt(
+        "default_policy",
+        default="stock",
+        choices=[
+            ("stock", "only migrations that were ordered as urgent; others as Nova does them"),
+            ("ordered", "every live migration that can and may"),
+        ],
+        help="""
+Which live migrations leave by post-copy, switched at once, in the order of their guest.
+
+``stock`` waits for an urgent order, from the remediator or from ``nova-enlightened-manage evict``.
+``ordered`` also takes those that operators start with ``openstack server migrate
+--live-migration``: they end sooner, and while one is under way the VM depends on both hosts, as
+in every post-copy. It is read on the source host. Flavors and images that forbid post-copy are
+left alone by both.
+""",
+    ),
+]
+
+ALL_OPTS = [*_DECISION, *_KNOWLEDGE, *_PLAN, *_LINK, *_HOST]
 
 
 def _group() -> cfg.OptGroup:
@@ -201,8 +221,8 @@ def _group() -> cfg.OptGroup:
         title="Ordered post-copy migration",
         help="""
 Moves a running VM through post-copy live migration with its pages in the order its guest needs
-them. Read by the compute service and by ``nova-enlightened-evict``; source and destination
-hosts should agree on the ``link_`` options.
+them. Read by the compute service, the agent of the host and ``nova-enlightened-evict``; source
+and destination hosts should agree on the ``link_`` options.
 """,
     )
 
