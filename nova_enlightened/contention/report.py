@@ -101,6 +101,8 @@ class HostReport:
     :param cpu_used: CPUs in use of `cpus`; `cpu_waiting` those wanted and not given.
     :param bandwidth: bytes a second of migration traffic it can send, 0 where not known.
     :param capable: whether guests can leave and arrive by ordered post-copy.
+    :param urgent: uuids of instances that are ordered to leave urgently, which the scheduler
+        cannot learn from a request.
     """
 
     host: str
@@ -118,6 +120,7 @@ class HostReport:
     bandwidth: int = 0
     capable: bool = False
     domains: tuple[DomainReport, ...] = ()
+    urgent: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a message."""
@@ -136,7 +139,8 @@ class HostReport:
             domains = tuple(
                 DomainReport(**_known(DomainReport, one)) for one in values.get("domains", ())
             )
-            known = {**_known(cls, values), "domains": domains}
+            urgent = tuple(str(uuid) for uuid in values.get("urgent", ()))
+            known = {**_known(cls, values), "domains": domains, "urgent": urgent}
             for level in ("level", "cpu_level", "memory_level"):
                 known[level] = Level(known[level])
             return cls(**known)

@@ -19,6 +19,7 @@ REPORT = HostReport(
     memory_total=1 << 20,
     memory_available=1 << 19,
     domains=(DomainReport("a" * 8, vcpus=1, cpu=0.5, waiting=0.7, memory=1 << 18, hot=1 << 12),),
+    urgent=("a" * 8,),
 )
 
 
@@ -40,6 +41,7 @@ def test_what_a_newer_sender_adds_is_left_out() -> None:
         {**REPORT.to_dict(), "domains": 3},
         {**REPORT.to_dict(), "domains": [1]},
         {**REPORT.to_dict(), "domains": [{"uuid": "a"}]},
+        {**REPORT.to_dict(), "urgent": 1},
     ],
 )
 def test_what_is_not_a_report_is_refused(values: dict[str, object]) -> None:
