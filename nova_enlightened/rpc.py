@@ -8,6 +8,12 @@ Versions follow oslo.messaging: a new method or optional argument raises the min
 client says with ``version_cap`` what it needs; anything else raises the major number.
 """
 
+import contextlib
+import importlib
+import logging
+import threading
+import time
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import oslo_messaging
@@ -15,6 +21,9 @@ from oslo_config import cfg
 
 from nova_enlightened import exception
 from nova_enlightened.contention.report import HostReport
+from nova_enlightened.contention.report_cache import ReportCache
+
+LOG = logging.getLogger(__name__)
 
 EXCHANGE: Final = "nova_enlightened"
 HOST_TOPIC: Final = "nova-enlightened-host"
@@ -28,9 +37,24 @@ PREPARE_TIMEOUT_S: Final = 10.0
 
 
 def get_transport(conf: cfg.ConfigOpts) -> oslo_messaging.Transport:
-    """The bus of ``transport_url``; no connection is made yet."""
-    oslo_messaging.set_transport_defaults(EXCHANGE)
+    """The bus of ``transport_url``; no connection is made yet.
+
+    The default exchange is left alone: in a process of Nova it is Nova's. Targets here name theirs.
+    """
+    register_library_opts(conf)
     return oslo_messaging.get_rpc_transport(conf)
+
+
+def register_library_opts(conf: cfg.ConfigOpts) -> None:
+    """Register the options that oslo.messaging reads from `conf` but registers, when it is
+    imported, on the global object only.
+    """
+    for name in ("metrics", "tracing"):
+        group = f"oslo_messaging_{name}"
+        # Older releases lack one or both, and do not read it then.
+        with contextlib.suppress(ImportError, AttributeError):
+            module = importlib.import_module(f"oslo_messaging._{name}.client")
+            conf.register_opts(getattr(module, group), group=group)
 
 
 def host_target(host: str | None = None) -> oslo_messaging.Target:
@@ -146,3 +170,59 @@ class ReportAPI:
             self._client.cast({}, "host_report", report=report.to_dict())
         except oslo_messaging.MessagingException as error:
             raise exception.AgentUnreachable(f"message bus: {error}") from error
+
+
+class ReportListener:
+    """Hears every host's reports and holds the newest of each; safe for threads.
+
+    :param server: names this listener on the bus: host and service, different for each process.
+    :param clock: seconds since the epoch.
+    """
+
+    target = oslo_messaging.Target(version=REPORT_VERSION)
+
+    def __init__(
+        self,
+        transport: oslo_messaging.Transport,
+        server: str,
+        cache: ReportCache,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._cache = cache
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._server = oslo_messaging.get_rpc_server(transport, report_target(server), [self])
+        self._starting: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to listen, without waiting for the bus: it may be down for long."""
+        self._starting = threading.Thread(
+            target=self._server.start, name="report-listener", daemon=True
+        )
+        self._starting.start()
+
+    def stop(self) -> None:
+        """Stop listening; returns at once where the bus was never reached."""
+        if self._starting is not None and not self._starting.is_alive():
+            self._server.stop()
+            self._server.wait()
+
+    def host_report(self, context: dict[str, Any], report: dict[str, Any]) -> None:
+        """Called from the bus, see :meth:`ReportAPI.cast`."""
+        try:
+            heard = HostReport.from_dict(report)
+        except ValueError as error:
+            LOG.warning("A report was dropped: %s", error)
+            return
+        with self._lock:
+            self._cache.add(heard, self._clock())
+
+    def get(self, host: str) -> HostReport | None:
+        """What a host last said of itself; None where that is nothing, or too old."""
+        with self._lock:
+            return self._cache.get(host, self._clock())
+
+    def current(self) -> list[HostReport]:
+        """What every host last said that is not too old, by name."""
+        with self._lock:
+            return self._cache.current(self._clock())
