@@ -7,10 +7,15 @@ their difference. A report crosses the message bus as plain values (:meth:`HostR
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+import typing
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Self
 
 REPORT_VERSION: Final = 1
+MAX_DOMAINS: Final = 10_000
+MAX_TEXT: Final = 4096
+"""Characters of a name or a reason."""
+MAX_NUMBER: Final = 1 << 63
 
 
 class Level(enum.IntEnum):
@@ -132,22 +137,58 @@ class HostReport:
 
         :raises ValueError: not a report, or one of a version that cannot be read.
         """
-        version = values.get("version")
+        version = values.get("version") if isinstance(values, Mapping) else None
         if version != REPORT_VERSION:
-            raise ValueError(f"host report of version {version!r}, not {REPORT_VERSION}")
+            raise ValueError(f"host report of version {version!r:.40}, not {REPORT_VERSION}")
         try:
-            domains = tuple(
-                DomainReport(**_known(DomainReport, one)) for one in values.get("domains", ())
+            known = _known(cls, values)
+            known["domains"] = tuple(
+                DomainReport(**_known(DomainReport, one))
+                for one in _bounded(values.get("domains", ()))
             )
-            urgent = tuple(str(uuid) for uuid in values.get("urgent", ()))
-            known = {**_known(cls, values), "domains": domains, "urgent": urgent}
+            known["urgent"] = tuple(str(uuid) for uuid in _bounded(values.get("urgent", ())))
             for level in ("level", "cpu_level", "memory_level"):
                 known[level] = Level(known[level])
-            return cls(**known)
+            report = cls(**known)
+            _check(report)
+            for domain in report.domains:
+                _check(domain)
+            return report
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise ValueError(f"not a host report: {error}") from error
+            raise ValueError(f"not a host report: {error!s:.200}") from error
 
 
 def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {key: value for key, value in values.items() if key in names}
+    return {name: values[name] for name in _TYPES[kind] if name in values}
+
+
+def _bounded(values: Collection[Any]) -> Collection[Any]:
+    if isinstance(values, str) or len(values) > MAX_DOMAINS:
+        raise ValueError(f"not a list of at most {MAX_DOMAINS}")
+    return values
+
+
+def _check(report: DomainReport | HostReport) -> None:
+    """Every value is of its type, no text is long and no number absurd. :raises ValueError: no."""
+    for name, kind in _TYPES[type(report)].items():
+        value = getattr(report, name)
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is {value!r:.40}")
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            raise ValueError(f"{name} has {len(value)} characters")
+        # Written so that it is not true of "not a number" either.
+        if isinstance(value, int | float) and not 0 <= value < MAX_NUMBER:
+            raise ValueError(f"{name} is {value!r:.40}")
+
+
+def _type_of(field: dataclasses.Field[Any]) -> Any:
+    """What ``isinstance`` has to find: JSON has one kind of number, and lists are tuples here."""
+    if field.type is float:
+        return int | float
+    return tuple if typing.get_origin(field.type) is tuple else field.type
+
+
+_TYPES: Final[dict[type, dict[str, Any]]] = {
+    kind: {field.name: _type_of(field) for field in dataclasses.fields(kind)}
+    for kind in (DomainReport, HostReport)
+}

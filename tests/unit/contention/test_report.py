@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,9 @@ def test_what_a_newer_sender_adds_is_left_out() -> None:
 @pytest.mark.parametrize(
     "values",
     [
+        None,
+        "report",
+        [1],
         {},
         {"version": 99},
         {"version": 1},
@@ -42,8 +46,17 @@ def test_what_a_newer_sender_adds_is_left_out() -> None:
         {**REPORT.to_dict(), "domains": [1]},
         {**REPORT.to_dict(), "domains": [{"uuid": "a"}]},
         {**REPORT.to_dict(), "urgent": 1},
+        {**REPORT.to_dict(), "urgent": "a" * 8},
+        {**REPORT.to_dict(), "urgent": ["a"] * 20_000},
+        {**REPORT.to_dict(), "host": 3},
+        {**REPORT.to_dict(), "at": "yesterday"},
+        {**REPORT.to_dict(), "at": float("nan")},
+        {**REPORT.to_dict(), "cpu_used": -1},
+        {**REPORT.to_dict(), "cpus": 10**30},
+        {**REPORT.to_dict(), "reason": "x" * 10_000},
+        {**REPORT.to_dict(), "capable": "perhaps"},
     ],
 )
-def test_what_is_not_a_report_is_refused(values: dict[str, object]) -> None:
+def test_what_is_not_a_report_is_refused(values: Any) -> None:
     with pytest.raises(ValueError, match="report"):
         HostReport.from_dict(values)
