@@ -8,6 +8,7 @@ Versions follow oslo.messaging: a new method or optional argument raises the min
 client says with ``version_cap`` what it needs; anything else raises the major number.
 """
 
+import concurrent.futures
 import contextlib
 import importlib
 import logging
@@ -34,6 +35,15 @@ REPORT_VERSION: Final = "1.0"
 CALL_TIMEOUT_S: Final = 5.0
 """A host that does not answer within this is treated as one without an agent."""
 PREPARE_TIMEOUT_S: Final = 10.0
+ALIVE_S: Final = 3
+"""An agent at work on a call says so at half this interval (the bus counts in whole seconds): one
+that is silent for longer is not there, however long the call may take."""
+GRACE_S: Final = 1.0
+"""Given to a call beyond its timeout, before it is left to itself."""
+RETRIES: Final = 1
+"""Of a message that the bus does not take; by default oslo.messaging goes on for ever."""
+MOST_CALLS: Final = 32
+"""Calls of one process that may be under way, or stuck, at once."""
 
 
 def get_transport(conf: cfg.ConfigOpts) -> oslo_messaging.Transport:
@@ -84,8 +94,13 @@ class HostAPI:
 
     def __init__(self, transport: oslo_messaging.Transport) -> None:
         self._client = oslo_messaging.get_rpc_client(
-            transport, host_target(), serializer=None, version_cap=HOST_VERSION
+            transport,
+            host_target(),
+            serializer=None,
+            version_cap=HOST_VERSION,
+            retry=RETRIES,
         )
+        self._bounded = Bounded()
 
     def describe(self, host: str) -> dict[str, Any]:
         """Versions, capabilities, link address and certificate name of a host's agent."""
@@ -136,6 +151,18 @@ class HostAPI:
         """Asked by nova-compute when libvirt's migration has ended: the relays' last state."""
         return self._call(host, "end_eviction", migration=migration, outcome=outcome)
 
+    def note_decision(self, host: str, instance: str, kind: str, reason: str) -> None:
+        """Have the host's agent count what nova-compute decided of a live migration; not answered.
+
+        :param kind, reason: values of ``virt.decision.Kind`` and ``virt.decision.Reason``.
+        """
+        try:
+            self._client.prepare(server=host, retry=0).cast(
+                {}, "note_decision", instance=instance, kind=kind, reason=reason
+            )
+        except oslo_messaging.MessagingException as error:
+            raise exception.AgentUnreachable(f"agent of {host}: {error}") from error
+
     def start_destination_relay(self, host: str, spec: str) -> dict[str, Any]:
         """Asked by the source's agent of the destination's.
 
@@ -148,24 +175,68 @@ class HostAPI:
     def _call(
         self, host: str, method: str, timeout: float = CALL_TIMEOUT_S, **arguments: Any
     ) -> dict[str, Any]:
-        prepared = self._client.prepare(server=host, timeout=timeout)
+        prepared = self._client.prepare(
+            server=host, timeout=timeout, call_monitor_timeout=ALIVE_S, retry=0
+        )
         try:
-            answer = prepared.call({}, method, **arguments)
+            answer = self._bounded(
+                lambda: prepared.call({}, method, **arguments), timeout + GRACE_S
+            )
         except oslo_messaging.RemoteError as error:
             raise exception.AgentRefused(f"{host}: {error.value}") from error
+        except exception.AgentUnreachable:
+            raise
+        except exception.EnlightenedError as error:  # a bus within one process raises it as it is
+            raise exception.AgentRefused(f"{host}: {error}") from error
         except oslo_messaging.MessagingException as error:
             raise exception.AgentUnreachable(f"agent of {host}: {error}") from error
         return cast("dict[str, Any]", answer)
+
+
+class Bounded:
+    """Runs calls in threads of their own and waits for each only so long.
+
+    The bus's client waits without end for the first connection to a broker that is down, whatever
+    timeout the call has (oslo.messaging, impl_rabbit.Connection.ensure_connection).
+    """
+
+    def __init__(self, most: int = MOST_CALLS) -> None:
+        self._free = threading.BoundedSemaphore(most)
+
+    def __call__(self, call: Callable[[], Any], timeout: float) -> Any:
+        """What `call` answers or raises. :raises AgentUnreachable: it does neither in time."""
+        if not self._free.acquire(blocking=False):
+            raise exception.AgentUnreachable("message bus: too many calls wait for it")
+        answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(call())
+            except Exception as error:  # it is raised where the answer is awaited
+                answer.set_exception(error)
+            finally:
+                self._free.release()
+
+        threading.Thread(target=run, name="bus-call", daemon=True).start()
+        try:
+            return answer.result(timeout)
+        except concurrent.futures.TimeoutError as error:
+            if answer.done():
+                raise
+            raise exception.AgentUnreachable("message bus: not reached in time") from error
 
 
 class ReportAPI:
     """Casts a host's reports to all that listen. Losing one is harmless: the next follows."""
 
     def __init__(self, transport: oslo_messaging.Transport) -> None:
-        self._client = oslo_messaging.get_rpc_client(transport, report_target())
+        self._client = oslo_messaging.get_rpc_client(transport, report_target(), retry=RETRIES)
 
     def cast(self, report: HostReport) -> None:
-        """Send a report. :raises AgentUnreachable: the bus does not take it now."""
+        """Send a report; may wait for as long as the bus is down.
+
+        :raises AgentUnreachable: the bus does not take it now.
+        """
         try:
             self._client.cast({}, "host_report", report=report.to_dict())
         except oslo_messaging.MessagingException as error:
