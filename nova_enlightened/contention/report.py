@@ -38,6 +38,8 @@ class DomainSample:
     :param memory: KiB the guest has (its balloon's size).
     :param resident: KiB of the host's memory it occupies.
     :param swapped: KiB of it that the host has swapped out.
+    :param throttled: part of `run_delay` that its own CPU quota made it wait; 0 where not known.
+        Nobody who leaves can give it that time.
     """
 
     uuid: str
@@ -47,6 +49,7 @@ class DomainSample:
     memory: int
     resident: int
     swapped: int = 0
+    throttled: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,7 @@ class DomainReport:
     """One domain over the last interval.
 
     :param cpu: CPUs used: 1.5 is one and a half.
-    :param waiting: CPUs its vCPUs were ready to use and did not get.
+    :param waiting: CPUs its vCPUs were ready to use and lost to others.
     :param memory: KiB the guest has.
     :param hot: KiB found in use by an armed guest, None where not known.
     :param dirty_rate: KiB a second newly dirtied, None where not known.
@@ -108,6 +111,8 @@ class HostReport:
     :param capable: whether guests can leave and arrive by ordered post-copy.
     :param urgent: uuids of instances that are ordered to leave urgently, which the scheduler
         cannot learn from a request.
+    :param reserved_cpus, reserved_memory: CPUs and KiB that the operator keeps for the host itself
+        (of its inventory in Placement).
     """
 
     host: str
@@ -126,6 +131,8 @@ class HostReport:
     capable: bool = False
     domains: tuple[DomainReport, ...] = ()
     urgent: tuple[str, ...] = ()
+    reserved_cpus: int = 0
+    reserved_memory: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a message."""
