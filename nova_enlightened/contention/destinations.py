@@ -18,6 +18,8 @@ MEMORY_MB: Final = "MEMORY_MB"
 KIB: Final = 1024
 _AHEAD_S: Final = 30.0
 """A report this far in the future shows a clock that is wrong, not one that is a little fast."""
+_WHOLE: Final = 1.05
+"""Demand is measured: a VM that wants one CPU may be seen to want a little more."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _cpu_left(
     own = demand.expected_cpu(limits.expected_cpu) / usable
     others = report.cpu_used + report.cpu_waiting + arriving.expected_cpu(limits.expected_cpu)
     left = limits.cpu - own - others / usable
-    if own <= 1 and others / usable <= limits.empty:
+    if own <= _WHOLE and others / usable <= limits.empty:
         # A VM as large as the host: it may have it to itself, there is nobody to hinder.
         return max(left, 0.0)
     return left
