@@ -6,20 +6,13 @@ made from another thread and repeated until QEMU takes it.
 """
 
 import dataclasses
-import logging
-import threading
 import time
 from collections.abc import Callable
 
 import libvirt
 
 from nova_enlightened import exception
-
-LOG = logging.getLogger(__name__)
-
-SWITCH_RETRY_S = 0.01
-SWITCH_CHECK_S = 0.05
-SWITCH_TIMEOUT_S = 30.0
+from nova_enlightened.host.switch import PostCopySwitch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +68,6 @@ class Eviction:
         self._route = route
         self._on_switch = on_switch
         self._clock = clock
-        self._ended = threading.Event()
         self.times = EvictionTimes(ordered=clock())
 
     def run(self) -> EvictionTimes:
@@ -86,9 +78,9 @@ class Eviction:
             and must not be rolled back.
         """
         self.times.ordered = self._clock()
-        switcher = threading.Thread(target=self._switch, name="postcopy-switch", daemon=True)
+        switch = PostCopySwitch(self._domain, self._accepted, self._clock)
         if self._route.postcopy:
-            switcher.start()
+            switch.start()
         try:
             self._domain.migrateToURI3(
                 self._route.control_uri, self._route.parameters(), self._route.flags()
@@ -99,42 +91,9 @@ class Eviction:
                 f"libvirt ended the migration of {self._domain.name()}: {error}"
             ) from error
         finally:
-            self._ended.set()
-            if switcher.ident is not None:
-                switcher.join()
+            switch.end()
         return self.times
 
-    def _switch(self) -> None:
-        """Ask for post-copy until the domain has stopped at the source.
-
-        Before the migration job runs libvirt refuses the call, and before QEMU knows the
-        capabilities of this migration it does. An order that comes between these and the start
-        of QEMU's migration is accepted and forgotten. Asking again is safe in each case.
-        """
-        deadline = self._clock() + SWITCH_TIMEOUT_S
-        last: libvirt.libvirtError | None = None
-        while not self._ended.is_set() and self._clock() < deadline:
-            try:
-                self._domain.migrateStartPostCopy(0)
-                if self.times.switch_accepted is None:
-                    self.times.switch_accepted = self._clock()
-                    self._on_switch()
-            except libvirt.libvirtError as error:
-                last = error
-            accepted = self.times.switch_accepted is not None
-            self._ended.wait(SWITCH_CHECK_S if accepted else SWITCH_RETRY_S)
-            if accepted and self._has_stopped():
-                return
-        if not self._ended.is_set():
-            LOG.warning(
-                "%s did not switch to post-copy within %d s, pre-copy goes on: %s",
-                self._domain.name(),
-                SWITCH_TIMEOUT_S,
-                last,
-            )
-
-    def _has_stopped(self) -> bool:
-        try:
-            return bool(self._domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED)
-        except libvirt.libvirtError:
-            return True  # gone from here: it has moved
+    def _accepted(self) -> None:
+        self.times.switch_accepted = self._clock()
+        self._on_switch()
