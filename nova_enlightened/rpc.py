@@ -156,10 +156,10 @@ class HostAPI:
 
         :param kind, reason: values of ``virt.decision.Kind`` and ``virt.decision.Reason``.
         """
+        prepared = self._client.prepare(server=host)
+        noted = {"instance": instance, "kind": kind, "reason": reason}
         try:
-            self._client.prepare(server=host, retry=0).cast(
-                {}, "note_decision", instance=instance, kind=kind, reason=reason
-            )
+            self._bounded(lambda: prepared.cast({}, "note_decision", **noted), CALL_TIMEOUT_S)
         except oslo_messaging.MessagingException as error:
             raise exception.AgentUnreachable(f"agent of {host}: {error}") from error
 
@@ -175,9 +175,7 @@ class HostAPI:
     def _call(
         self, host: str, method: str, timeout: float = CALL_TIMEOUT_S, **arguments: Any
     ) -> dict[str, Any]:
-        prepared = self._client.prepare(
-            server=host, timeout=timeout, call_monitor_timeout=ALIVE_S, retry=0
-        )
+        prepared = self._client.prepare(server=host, timeout=timeout, call_monitor_timeout=ALIVE_S)
         try:
             answer = self._bounded(
                 lambda: prepared.call({}, method, **arguments), timeout + GRACE_S
