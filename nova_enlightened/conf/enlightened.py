@@ -209,9 +209,39 @@ in every post-copy. It is read on the source host. Flavors and images that forbi
 left alone by both.
 """,
     ),
+    cfg.StrOpt(
+        "post_copy",
+        default="allowed",
+        choices=[
+            ("allowed", "unless flavor, image or owner forbid it"),
+            ("forbidden", "unless flavor, image or owner allow it, and none of them forbids it"),
+        ],
+        help="""
+Whether a VM whose flavor (``enlightened:post_copy``), image (``enlightened_post_copy``) and
+metadata (``enlightened:post_copy``) do not say so may leave by post-copy.
+
+A VM in post-copy is lost if either host, or the network between them, fails for good. Nova's
+``[libvirt] live_migration_permit_post_copy`` has to be on as well, on both hosts. Read by
+the compute service on the source host.
+""",
+    ),
 ]
 
-ALL_OPTS = [*_DECISION, *_KNOWLEDGE, *_PLAN, *_LINK, *_HOST]
+_GUEST = [
+    cfg.BoolOpt(
+        "guest_channel",
+        default=True,
+        help="""
+Whether new domains get the virtio-serial port that the agent in the guest talks through.
+
+A VM that runs already gets it at its next hard reboot. An image that must not have it says
+``enlightened_guest_channel = no``. Without the port the guest's order is known only through
+``qemu-guest-agent``. Read by the compute service.
+""",
+    ),
+]
+
+ALL_OPTS = [*_DECISION, *_GUEST, *_KNOWLEDGE, *_PLAN, *_LINK, *_HOST]
 
 
 def _group() -> cfg.OptGroup:
