@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this scheduler process has heard of hosts, shared by its filter and its weigher.
+
+nova-scheduler makes its filters first and forks its workers then. So nothing is started until a
+worker asks for the first time; until the reports of the next second have come, every host is
+unknown to it.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import oslo_messaging
+from oslo_config import cfg
+
+from nova_enlightened import rpc
+from nova_enlightened.conf import scheduler as options
+from nova_enlightened.contention.report import HostReport
+from nova_enlightened.contention.report_cache import ReportCache
+
+LOG = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """What is used of :class:`nova_enlightened.rpc.ReportListener`."""
+
+    def start(self) -> None:
+        """Begin to listen, without waiting for the bus."""
+
+    def get(self, host: str) -> HostReport | None:
+        """What a host last said of itself, if that is fresh."""
+
+    def current(self) -> list[HostReport]:
+        """What every host last said, if that is fresh."""
+
+
+def listen(conf: cfg.ConfigOpts) -> Listener:
+    """A listener on the bus of this scheduler, not started yet.
+
+    All workers of a host go by one name: each has a fanout queue of its own anyway, and a queue
+    for each name would be left behind with every restart.
+    """
+    cache = ReportCache(conf[options.GROUP].report_max_age)
+    return rpc.ReportListener(rpc.get_transport(conf), f"scheduler-{conf.host}", cache)
+
+
+class Reports:
+    """Reports of hosts in a process that may fork. Asking never waits for the bus.
+
+    :param conf: Nova's, with the group ``[enlightened_scheduler]``.
+    """
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, listen: Callable[[cfg.ConfigOpts], Listener] = listen
+    ) -> None:
+        self._conf = conf
+        self._listen = listen
+        self._lock = threading.Lock()
+        self._process: int | None = None
+        self._listener: Listener | None = None
+
+    def get(self, host: str) -> HostReport | None:
+        """What a host last said of itself; None where it is unknown."""
+        listener = self._listening()
+        return listener.get(host) if listener is not None else None
+
+    def current(self) -> list[HostReport]:
+        """What every known host last said of itself."""
+        listener = self._listening()
+        return listener.current() if listener is not None else []
+
+    def _listening(self) -> Listener | None:
+        """The listener of this very process, started at its first use; None if it cannot be."""
+        if self._process != os.getpid():
+            with self._lock:
+                if self._process != os.getpid():
+                    self._listener = self._begin()
+                    self._process = os.getpid()
+        return self._listener
+
+    def _begin(self) -> Listener | None:
+        try:
+            listener = self._listen(self._conf)
+            listener.start()
+        except (oslo_messaging.MessagingException, cfg.Error, RuntimeError) as error:
+            LOG.warning("Contention is ignored, hosts cannot be heard: %s", error)
+            return None
+        return listener
+
+
+_SHARED: dict[int, Reports] = {}
+_SHARED_LOCK = threading.Lock()
+
+
+def shared(conf: cfg.ConfigOpts) -> Reports:
+    """The one of this process for `conf`; registers the options it needs."""
+    options.register_opts(conf)
+    with _SHARED_LOCK:
+        return _SHARED.setdefault(id(conf), Reports(conf))

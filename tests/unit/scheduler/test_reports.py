@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+import logging
+import os
+from typing import Any
+
+import oslo_messaging
+import pytest
+from oslo_config import cfg
+
+from nova_enlightened.contention.report import HostReport
+from nova_enlightened.scheduler import reports
+from tests.unit.scheduler.requests import report
+
+
+class Ear:
+    """A listener that was started or not, and has heard of one host."""
+
+    def __init__(self, begun: list[int]) -> None:
+        self._begun = begun
+
+    def start(self) -> None:
+        self._begun.append(os.getpid())
+
+    def get(self, host: str) -> HostReport | None:
+        return report("a") if host == "a" else None
+
+    def current(self) -> list[HostReport]:
+        return [report("a")]
+
+
+def test_nothing_is_started_before_the_first_question() -> None:
+    begun: list[int] = []
+    heard = reports.Reports(cfg.ConfigOpts(), lambda _: Ear(begun))
+    assert begun == []
+    assert heard.get("a") == report("a")
+    assert heard.get("b") is None
+    assert heard.current() == [report("a")]
+    assert begun == [os.getpid()]
+
+
+def test_each_process_listens_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    heard = reports.Reports(cfg.ConfigOpts(), lambda _: Ear(begun))
+    heard.current()
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as it is in a worker that was forked now
+    heard.current()
+    heard.current()
+    assert len(begun) == 2
+
+
+def test_a_bus_that_cannot_be_used_leaves_every_host_unknown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(_: Any) -> reports.Listener:
+        raise oslo_messaging.MessagingException("no such driver")
+
+    heard = reports.Reports(cfg.ConfigOpts(), refuse)
+    with caplog.at_level(logging.WARNING):
+        assert heard.current() == []
+        assert heard.get("a") is None
+    assert len(caplog.records) == 1
+
+
+def test_a_configuration_has_one_for_all_that_ask() -> None:
+    config = cfg.ConfigOpts()
+    assert reports.shared(config) is reports.shared(config)
+    assert config.enlightened_scheduler.report_max_age == 10.0
