@@ -92,9 +92,41 @@ class AgentRefused(EnlightenedError):
     """The agent of a compute host declines what it was asked; the message is its own."""
 
 
+class CollectorError(EnlightenedError):
+    """Something of the host cannot be sampled now; the next sample may find it again."""
+
+    retryable = True
+
+
+class PlacementError(EnlightenedError):
+    """The placement service does not answer, or not as expected; translated from the SDK's."""
+
+    retryable = True
+
+
 class LibvirtError(EnlightenedError):
     """libvirt refused or failed a call; translated from ``libvirt.libvirtError``."""
 
 
 class EvictionError(EnlightenedError):
     """An eviction ended otherwise than with the VM executing at its destination."""
+
+
+class NovaUnreachable(EnlightenedError):
+    """Nova's API does not answer, or answers that it cannot now. Whether a request that changes
+    something was carried out is not known then.
+    """
+
+    retryable = True
+
+
+class NovaRefused(EnlightenedError):
+    """Nova's API declines a request, which changed nothing."""
+
+
+class ServerGone(NovaRefused):
+    """There is no such server (any more)."""
+
+
+class JournalError(EnlightenedError):
+    """The journal of evictions cannot be read or written."""

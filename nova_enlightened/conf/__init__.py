@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
-from nova_enlightened.conf import enlightened
+from nova_enlightened.conf import agent, enlightened, scheduler
 
 GROUP = enlightened.GROUP
 
-_MODULES = (enlightened,)
+_MODULES = (enlightened, agent, scheduler)
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:

@@ -32,7 +32,12 @@ def test_every_entry_point_can_be_loaded(namespace: str, name: str, target: str)
 
 
 @pytest.mark.parametrize(
-    "namespace", ["nova_enlightened.ordering_policies", "nova_enlightened.hint_sources"]
+    "namespace",
+    [
+        "nova_enlightened.ordering_policies",
+        "nova_enlightened.hint_sources",
+        "nova_enlightened.collectors",
+    ],
 )
 def test_every_extension_point_has_at_least_two_plugins(namespace: str) -> None:
     assert sum(space == namespace for space, _, _ in entry_points()) >= 2

@@ -24,7 +24,7 @@ def configured(tmp_path: pathlib.Path, text: str = "") -> cfg.ConfigOpts:
 
 def read_all(config: cfg.ConfigOpts) -> list[object]:
     """Every option's value; oslo.config checks a value when it is read."""
-    return [config[conf.GROUP][option.dest] for _, opts in conf.list_opts() for option in opts]
+    return [config[group.name][option.dest] for group, opts in conf.list_opts() for option in opts]
 
 
 def test_defaults_agree_with_each_other(tmp_path: pathlib.Path) -> None:
