@@ -145,7 +145,8 @@ def _cpu_left(
     arriving: Demand,
 ) -> float:
     """Share of the usable CPUs left below the limit; negative where it is passed."""
-    usable = float(report.cpus) if held is None else min(report.cpus, held.usable)
+    own_account = float(report.cpus - report.reserved_cpus)
+    usable = own_account if held is None else min(report.cpus, held.usable)
     if usable <= 0:
         return -1.0
     own = demand.expected_cpu(limits.expected_cpu) / usable

@@ -179,8 +179,8 @@ class Detector:
         self._remember(sample)
         busy = rate(last.cpu_busy, sample.cpu_busy, interval)
         domains = tuple(_reports(before, self._domains, busy, interval, sample.cpus))
-        used = sum(one.cpu for one in domains)
-        waiting = sum(one.waiting for one in domains)
+        used = sum([one.cpu for one in domains])
+        waiting = sum([one.waiting for one in domains])
         stalled = rate(last.cpu_some, sample.cpu_some, interval)
         share, worst = self._waiting_share(domains, used, waiting)
         used = max(used, min(busy or 0.0, float(max(sample.cpus, 0))))
@@ -266,23 +266,27 @@ def _reports(
 
     :param busy: CPUs in use by everything, None where not known.
     """
-    rates = [_rates(before.get(uuid), one, interval, cpus) for uuid, one in after.items()]
-    everything = max(busy or 0.0, sum(cpu for cpu, _ in rates))
+    most = float(max(cpus, 0))
+    rates = [_rates(before.get(uuid), one, interval, most) for uuid, one in after.items()]
+    everything = max(busy or 0.0, sum([cpu for cpu, _ in rates]))
     for one, (cpu, waiting) in zip(after.values(), rates, strict=True):
-        lost = max(0.0, min(waiting, everything - cpu))
+        lost = waiting and max(0.0, min(waiting, everything - cpu))
         yield DomainReport(one.uuid, one.vcpus, cpu, lost, one.memory, one.resident)
 
 
 def _rates(
-    before: DomainSample | None, after: DomainSample, interval: float, cpus: int
+    before: DomainSample | None, after: DomainSample, interval: float, most: float
 ) -> tuple[float, float]:
-    """(CPUs used, CPUs waited for); nothing for a domain that is new or began anew."""
+    """(CPUs used, CPUs waited for); nothing for a domain that is new or began anew.
+
+    Called for every domain of a host each second, so it is written out.
+    """
     if before is None:
         return 0.0, 0.0
-    cpu = rate(before.cpu, after.cpu, interval)
-    delay = rate(before.run_delay, after.run_delay, interval)
-    if cpu is None or delay is None:
+    cpu = (after.cpu - before.cpu) / interval
+    delay = (after.run_delay - before.run_delay) / interval
+    if not (0 <= cpu < math.inf and 0 <= delay < math.inf):
         return 0.0, 0.0
-    quota = rate(before.throttled, after.throttled, interval) or 0.0
-    waiting = min(max(0.0, delay - quota), float(max(after.vcpus, 0)))
-    return min(cpu, float(max(cpus, 0))), waiting
+    if after.throttled:
+        delay = max(0.0, delay - (rate(before.throttled, after.throttled, interval) or 0.0))
+    return (cpu if cpu < most else most), (delay if delay < after.vcpus else max(0, after.vcpus))
