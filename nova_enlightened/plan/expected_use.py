@@ -44,7 +44,7 @@ MOST_UNSEEN: Final = 0.15
 """Pages that no sample saw are never thought likelier to be used than this."""
 FEWEST_SAMPLES: Final = 2
 """With fewer, every page was seen by one sample at most, and says nothing of the others."""
-MARKED: Final = np.uint8(COLD + 4)
+MARKED: Final = np.uint8(COLD + 3)
 """Score of pages marked by the guest's kernel where samples did not see them used."""
 
 UNSAMPLED_RUNNING: Final = 160
@@ -81,6 +81,7 @@ def _level() -> npt.NDArray[np.uint8]:
 
 
 PRIOR: Final = _prior()
+LEAST_URGENT: Final = int(PRIOR[PageClass.SLAB])
 LEVEL: Final = _level()
 _IS_MAPPED: Final = np.isin(np.arange(256), (PageClass.ANON, PageClass.FILE))
 

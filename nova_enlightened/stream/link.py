@@ -38,6 +38,9 @@ URGENT_RESERVE = 512 * 1024
 BATCH = 256 * 1024
 ACK_BYTES = 64 * 1024
 ACK_DELAY_S = 0.001
+#: The longest that a peer may have acknowledgements wait, and the bytes that end the wait.
+MOST_ACK_DELAY_S = 0.02
+MOST_ACK_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,14 @@ class Closed:
     reason: str
 
 
-SessionEvent = Data | Opened | Finished | Reset | Closed
+@dataclass(frozen=True)
+class Paced:
+    """The peer would rather hear of what was delivered in larger steps: nothing waits for it."""
+
+    delay: float
+
+
+SessionEvent = Data | Opened | Finished | Reset | Closed | Paced
 
 
 class Limit(Protocol):
@@ -120,6 +130,8 @@ class LinkSession:
         self._control = bytearray()
         self._to_ack = 0
         self._ack_since = 0.0
+        self._ack_bytes, self._ack_delay = ACK_BYTES, ACK_DELAY_S
+        self._pace: float | None = None  # what the peer was asked
 
     # -- a connection comes and goes --------------------------------------------------------
 
@@ -153,6 +165,8 @@ class LinkSession:
                 inlet.acknowledged = -1  # an ACK may have been lost with the old connection
         self._limit.restart(now)
         self._queue_acks()
+        if self._pace is not None:
+            self.pace(self._pace)
 
     def detach(self) -> None:
         """The connection is gone, and whatever was half written to it."""
@@ -228,6 +242,14 @@ class LinkSession:
     def send_bye(self, reason: str) -> None:
         """End the link for good. An empty reason says that all went well."""
         self._control += encode_reason(FrameType.BYE, reason)
+
+    def pace(self, delay: float) -> None:
+        """Let the peer's acknowledgements wait for so long; each costs both hosts CPU.
+
+        :param delay: seconds; the peer goes to `MOST_ACK_DELAY_S` at most.
+        """
+        self._pace = delay
+        self._control += encode_frame(FrameType.PACE, sequence=round(delay * 1e6))
 
     def ping(self) -> None:
         """Make the peer answer."""
@@ -312,6 +334,8 @@ class LinkSession:
             self._acknowledge(frame, now)
         elif frame.type is FrameType.PING:
             self._control += encode_frame(FrameType.PONG, sequence=frame.sequence)
+        elif frame.type is FrameType.PACE:
+            return self._paced(frame)
         elif frame.type is FrameType.BYE:
             return Closed(decode_reason(frame.payload))
         elif frame.type is not FrameType.PONG:
@@ -331,7 +355,8 @@ class LinkSession:
         """When :meth:`flush_acks` has something to do, or None."""
         if not self._to_ack:
             return None
-        return self._ack_since + ACK_DELAY_S if self._to_ack < ACK_BYTES else self._ack_since
+        enough = self._to_ack >= self._ack_bytes
+        return self._ack_since if enough else self._ack_since + self._ack_delay
 
     def flush_acks(self, now: float) -> None:
         """Queue the acknowledgements that are due."""
@@ -376,6 +401,11 @@ class LinkSession:
         if frame.type is FrameType.OPEN:
             return Opened(channel)
         return Finished(channel) if frame.type is FrameType.FIN else Reset(channel)
+
+    def _paced(self, frame: Frame) -> Paced:
+        self._ack_delay = min(max(frame.sequence / 1e6, ACK_DELAY_S), MOST_ACK_DELAY_S)
+        self._ack_bytes = MOST_ACK_BYTES if self._ack_delay > ACK_DELAY_S else ACK_BYTES
+        return Paced(self._ack_delay)
 
     def _acknowledge(self, frame: Frame, now: float) -> None:
         count, sent_at = self._outlet(frame.channel).acknowledge(frame.sequence)

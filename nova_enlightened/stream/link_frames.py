@@ -7,8 +7,8 @@ A frame is a header of 20 bytes, big endian, and a payload::
 
 Each direction of each channel numbers what must not be lost: OPEN, FIN and RESET take one number,
 DATA one a byte. ``sequence`` of these is the number of the first; that of an ACK is the first
-number *not* yet delivered; of other frames it is 0 (PING, PONG: any value, given back). So a
-frame may be cut anywhere, delivered in part, and sent again from any byte.
+number *not* yet delivered; of other frames it is 0 (PING, PONG: any value, given back; PACE:
+microseconds). So a frame may be cut anywhere, delivered in part, and sent again from any byte.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ class FrameType(enum.IntEnum):
     PING = 21
     PONG = 22
     BYE = 23  # the link ends for good
+    PACE = 24  # acknowledgements may wait for so long
 
 
 class Role(enum.StrEnum):
@@ -79,6 +80,7 @@ CONNECTION_TRANSITIONS: dict[tuple[ConnectionState, FrameType], ConnectionState]
     (ConnectionState.READY, FrameType.PING): ConnectionState.READY,
     (ConnectionState.READY, FrameType.PONG): ConnectionState.READY,
     (ConnectionState.READY, FrameType.BYE): ConnectionState.CLOSED,
+    (ConnectionState.READY, FrameType.PACE): ConnectionState.READY,
 }
 
 #: The same table for both ends of a direction: what may be sent is what may be received.

@@ -18,6 +18,7 @@ LOG = logging.getLogger(__name__)
 
 QEMU_BUFFER: Final = 32 * 1024
 """Bytes the socket to QEMU is asked to hold; QEMU reads 32 KiB at a time."""
+CALM_BUFFER: Final = 256 * 1024
 CONNECT_S: Final = 10.0
 """How long QEMU may take to listen; libvirt has it listen before the source is started."""
 
@@ -58,6 +59,10 @@ class DestinationRelay(Relay):
         self._return_path = None
         for channel in self._channels.values():
             channel.limit_buffer(QEMU_BUFFER)
+
+    def _paced(self) -> None:
+        for channel in self._channels.values():
+            channel.limit_buffer(CALM_BUFFER)
 
     def _connect(self, channel: int) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

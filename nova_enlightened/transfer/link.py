@@ -156,6 +156,11 @@ class Link:
         self.session.send_open(channel, urgent)
         self._flush()
 
+    def send_pace(self, delay: float) -> None:
+        """As :meth:`LinkSession.pace`."""
+        self.session.pace(delay)
+        self._flush()
+
     def send_fin(self, channel: int) -> None:
         """Carry QEMU's half-close."""
         self.session.send_fin(channel)

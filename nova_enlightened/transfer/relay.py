@@ -166,6 +166,9 @@ class Relay:
     def _opened(self, channel: int) -> None:
         """The peer's QEMU opened a channel."""
 
+    def _paced(self) -> None:
+        """The peer says that delay counts less than CPU from here on."""
+
     def _facts(self) -> Mapping[str, Any]:
         """What the state file says beyond what both sides know."""
         return {}
@@ -236,6 +239,8 @@ class Relay:
 
     def _on_link(self, event: object) -> None:
         match event:
+            case Lost() | PeerTurnedAway() | PeerReady():
+                self._log(event)
             case events.Data(channel=number, view=view):
                 self._deliver(number, view)
             case events.Opened(channel=number):
@@ -253,6 +258,11 @@ class Relay:
                 self._fail(reason)
                 self._drop_all()
                 self._link.close(reason)
+            case events.Paced():
+                self._paced()
+
+    def _log(self, event: Lost | PeerTurnedAway | PeerReady) -> None:
+        match event:
             case Lost(reason=reason):
                 LOG.warning("Link lost, connecting again: %s", reason)
             case PeerTurnedAway(address=address, reason=reason):
@@ -308,6 +318,7 @@ class Relay:
             "role": self.spec.role,
             "migration": self.spec.migration,
             "monotonic": time.monotonic(),
+            "cpu_s": round(time.process_time(), 3),
             "error": self.error,
             "channels": len(self._channels),
             "link": {

@@ -25,7 +25,10 @@ LOG = logging.getLogger(__name__)
 
 AHEAD: Final = 256 * 1024
 """Bytes read ahead of the link: enough that it never waits for QEMU."""
-HOLD: Final = 64 * 1024 * 1024
+ENOUGH: Final = 1024 * 1024
+"""Bytes read and asked for at which nothing more is asked for. It is more than is read ahead, so
+that QEMU waits with pages that were asked for, and not with pages of its own choice."""
+HOLD: Final = 192 * 1024 * 1024
 """Bytes of pages nobody asked for that are held back; beyond that they go along."""
 MOST_HELD: Final = HOLD + 16 * 1024 * 1024
 """Beyond this nothing is read, not even for what stands behind it."""
@@ -37,6 +40,7 @@ CALM_SEND: Final = 256 * 1024
 CALM_DELAY_S: Final = 0.008
 """Queueing aimed at once the guest has what it needs most: fewer, larger steps spare both hosts'
 CPU, which the guests need more than the rest of the memory."""
+CALM_ACK_S: Final = 0.004
 
 
 class SourceRelay(Relay):
@@ -99,7 +103,7 @@ class SourceRelay(Relay):
         if self._leaves and sequencer.held < SMALL_READ and not self._ordered.boundary(MAIN):
             return not sequencer.held  # at a boundary: it is left as soon as nothing is held
         if sequencer.held < MOST_HELD and (
-            self._ordered.awaited or (self._ordered.outstanding and self._ready() < 2 * AHEAD)
+            self._ordered.awaited or (self._ordered.outstanding and self._ready() < AHEAD)
         ):
             return True
         # QEMU sends pages of its own choice as soon as it has answered all requests.
@@ -136,6 +140,7 @@ class SourceRelay(Relay):
         return self._calm or self._plan_error is not None
 
     def _leave(self) -> None:
+        LOG.info("Pages cross in QEMU's own order from here on")
         self._resequencer = None
         self._resequenced = True
         self._ordered.leave()
@@ -165,6 +170,7 @@ class SourceRelay(Relay):
         if not self._calm and self._ordered.marks.urgent_done is not None:
             self._calm = True
             self._link.limit.aim(CALM_DELAY_S)
+            self._link.send_pace(CALM_ACK_S)
         session = self._link.session
         while sequencer.ready(Worth.DEMANDED) and session.attached:
             # The guest waits: these do not wait for room as well, while what is kept allows it.
@@ -217,7 +223,9 @@ class SourceRelay(Relay):
             # QEMU may have nothing to say before it is asked.
             self._resequencer = self._ordered.resequence(MAIN)
         if main is not None and self._resequencer is not None:
-            requests = self._ordered.inject(now, planned=self._ready() < AHEAD)
+            requests = self._ordered.inject(
+                now, planned=not self._leaves and self._ready() < ENOUGH
+            )
             if requests:
                 main.write(requests)
 

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from nova_enlightened.exception import LinkProtocolError
 from nova_enlightened.stream.link import (
     BLOCK_SIZE,
+    MOST_ACK_DELAY_S,
     URGENT_RESERVE,
     Closed,
     Finished,
     Opened,
+    Paced,
     Reset,
 )
 from nova_enlightened.stream.link_frames import (
@@ -24,7 +26,7 @@ from nova_enlightened.stream.link_frames import (
     MAX_PAYLOAD,
 )
 from nova_enlightened.stream.link_handshake import Offer
-from tests.unit.stream.link_pair import MAIN, PREEMPT, RETAIN, fill, opened
+from tests.unit.stream.link_pair import MAIN, PREEMPT, RETAIN, Pair, fill, opened
 
 STEPS = st.lists(
     st.tuples(
@@ -303,3 +305,31 @@ def test_memory_is_used_again() -> None:
     assert pair.source.session._send_pool.taken <= 1
     free = pair.source.session._send_pool._free
     assert len(free) <= 2 * RETAIN // BLOCK_SIZE
+
+
+def paced(delay: float) -> Pair:
+    """A pair whose source lets acknowledgements wait, and has sent what QEMU took at 1.0 s."""
+    pair = opened()
+    pair.source.session.pace(delay)
+    fill(pair.source, MAIN, b"x" * 100, 1.0)
+    pair.put(pair.source, 1 << 20)
+    pair.destination.take(1 << 20, 1.0)
+    pair.destination.deliver(MAIN, 100, 1.0)
+    return pair
+
+
+def test_acknowledgements_wait_for_as_long_as_the_peer_asked() -> None:
+    assert paced(0.004).destination.session.ack_due == pytest.approx(1.004)
+
+
+def test_a_peer_cannot_have_acknowledgements_wait_for_long() -> None:
+    assert paced(60.0).destination.session.ack_due == pytest.approx(1.0 + MOST_ACK_DELAY_S)
+
+
+def test_the_pace_is_asked_for_again_on_a_new_connection() -> None:
+    pair = opened()
+    pair.source.session.pace(0.004)
+    pair.cut()
+    pair.connect()
+    pair.settle()
+    assert Paced(0.004) in pair.destination.marks

@@ -8,7 +8,7 @@ from collections.abc import Set
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nova_enlightened import exception
@@ -208,6 +208,7 @@ RECORDS = st.lists(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(RECORDS, st.lists(st.integers(0, 1 << 20), max_size=12), st.data())
 def test_every_page_crosses_exactly_once(
     records: list[tuple[int, bool, bool]], cuts: list[int], data: st.DataObject
