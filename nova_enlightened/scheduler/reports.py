@@ -29,8 +29,8 @@ class Listener(Protocol):
     def start(self) -> None:
         """Begin to listen, without waiting for the bus."""
 
-    def get(self, host: str) -> HostReport | None:
-        """What a host last said of itself, if that is fresh."""
+    def stop(self) -> None:
+        """Stop listening."""
 
     def current(self) -> list[HostReport]:
         """What every host last said, if that is fresh."""
@@ -61,15 +61,19 @@ class Reports:
         self._process: int | None = None
         self._listener: Listener | None = None
 
-    def get(self, host: str) -> HostReport | None:
-        """What a host last said of itself; None where it is unknown."""
-        listener = self._listening()
-        return listener.get(host) if listener is not None else None
-
     def current(self) -> list[HostReport]:
         """What every known host last said of itself."""
         listener = self._listening()
         return listener.current() if listener is not None else []
+
+    def stop(self) -> None:
+        """Listen no more, until somebody asks again. For tests: a scheduler listens to its end."""
+        with self._lock:
+            listener, self._listener = self._listener, None
+            mine = self._process == os.getpid()
+            self._process = None
+        if listener is not None and mine:
+            listener.stop()
 
     def _listening(self) -> Listener | None:
         """The listener of this very process, started at its first use; None if it cannot be."""

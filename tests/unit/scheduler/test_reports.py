@@ -21,8 +21,8 @@ class Ear:
     def start(self) -> None:
         self._begun.append(os.getpid())
 
-    def get(self, host: str) -> HostReport | None:
-        return report("a") if host == "a" else None
+    def stop(self) -> None:
+        self._begun.clear()
 
     def current(self) -> list[HostReport]:
         return [report("a")]
@@ -32,8 +32,6 @@ def test_nothing_is_started_before_the_first_question() -> None:
     begun: list[int] = []
     heard = reports.Reports(cfg.ConfigOpts(), lambda _: Ear(begun))
     assert begun == []
-    assert heard.get("a") == report("a")
-    assert heard.get("b") is None
     assert heard.current() == [report("a")]
     assert begun == [os.getpid()]
 
@@ -48,6 +46,17 @@ def test_each_process_listens_for_itself(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(begun) == 2
 
 
+def test_a_listener_that_was_stopped_is_started_by_the_next_question() -> None:
+    begun: list[int] = []
+    heard = reports.Reports(cfg.ConfigOpts(), lambda _: Ear(begun))
+    heard.stop()
+    heard.current()
+    heard.stop()
+    assert begun == []
+    heard.current()
+    assert begun == [os.getpid()]
+
+
 def test_a_bus_that_cannot_be_used_leaves_every_host_unknown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -57,7 +66,7 @@ def test_a_bus_that_cannot_be_used_leaves_every_host_unknown(
     heard = reports.Reports(cfg.ConfigOpts(), refuse)
     with caplog.at_level(logging.WARNING):
         assert heard.current() == []
-        assert heard.get("a") is None
+        assert heard.current() == []
     assert len(caplog.records) == 1
 
 
