@@ -246,6 +246,7 @@ class ReportListener:
 
     :param server: names this listener on the bus: host and service, different for each process.
     :param clock: seconds since the epoch.
+    :param heard: called with each report, in a thread of the bus.
     """
 
     target = oslo_messaging.Target(version=REPORT_VERSION)
@@ -256,9 +257,11 @@ class ReportListener:
         server: str,
         cache: ReportCache,
         clock: Callable[[], float] = time.time,
+        heard: Callable[[HostReport], None] = lambda report: None,
     ) -> None:
         self._cache = cache
         self._clock = clock
+        self._heard = heard
         self._lock = threading.Lock()
         self._server = oslo_messaging.get_rpc_server(transport, report_target(server), [self])
         self._starting: threading.Thread | None = None
@@ -279,12 +282,13 @@ class ReportListener:
     def host_report(self, context: dict[str, Any], report: dict[str, Any]) -> None:
         """Called from the bus, see :meth:`ReportAPI.cast`."""
         try:
-            heard = HostReport.from_dict(report)
+            made = HostReport.from_dict(report)
         except ValueError as error:
             LOG.warning("A report was dropped: %s", error)
             return
         with self._lock:
-            self._cache.add(heard, self._clock())
+            self._cache.add(made, self._clock())
+        self._heard(made)
 
     def get(self, host: str) -> HostReport | None:
         """What a host last said of itself; None where that is nothing, or too old."""

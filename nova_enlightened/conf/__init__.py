@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
-from nova_enlightened.conf import agent, enlightened, scheduler
+from nova_enlightened.conf import agent, enlightened, remediation, scheduler
 
 GROUP = enlightened.GROUP
 
-_MODULES = (enlightened, agent, scheduler)
+_MODULES = (enlightened, agent, scheduler, remediation)
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:
