@@ -126,7 +126,7 @@ def judge(
             return Fit(False, -1.0, f"{name}: {held.headroom:.0f} left in placement, not {wanted}")
     if report is None:
         return Fit(None, 0.0, "no report")
-    if age_s > limits.age or age_s < -_AHEAD_S:
+    if not -_AHEAD_S <= age_s <= limits.age:
         return Fit(None, 0.0, f"its report is {age_s:.0f} s old")
     if report.level > Level.CALM:
         return Fit(False, -report.level / Level.ACT, f"contended: {report.reason}")
