@@ -81,7 +81,10 @@ def _level() -> npt.NDArray[np.uint8]:
 
 
 PRIOR: Final = _prior()
-LEAST_URGENT: Final = int(PRIOR[PageClass.SLAB])
+URGENT_LIKELIHOOD: Final = 0.045
+"""Pages at least as likely to be used are urgent."""
+URGENT_PART: Final = 0.05
+"""So are many pages that are less likely, if this part of all uses is expected of them."""
 LEVEL: Final = _level()
 _IS_MAPPED: Final = np.isin(np.arange(256), (PageClass.ANON, PageClass.FILE))
 
@@ -107,6 +110,19 @@ def scores(known: GuestPages, processes: Sequence[PlacedProcess]) -> Scores:
     few = max(FEW_PAGE_TABLES, seen // PAGE_TABLE_PART)
     found[tables] = FIRST if tables.size <= few else LATE_PAGE_TABLE
     return found
+
+
+def urgent(counts: npt.NDArray[np.int64]) -> int:
+    """How many pages, of those in order, are worth the CPU that keeping the order takes.
+
+    :param counts: pages of each level, shape (256,).
+    """
+    likelihood = np.clip((255.0 - COLD - np.arange(256)) / SCALE, 0.0, 1.0)
+    uses = counts * likelihood
+    before = np.cumsum(uses) - uses
+    worth = (counts > 0) & ((likelihood >= URGENT_LIKELIHOOD) | (uses > URGENT_PART * before))
+    worth &= likelihood > 0
+    return int(counts[: int(np.flatnonzero(worth)[-1]) + 1].sum()) if worth.any() else 0
 
 
 def unseen_likelihood(heats: npt.NDArray[np.uint8], samples: int) -> float:

@@ -56,8 +56,8 @@ class Stock:
 class Heat:
     """Expected use per byte; see `plan.expected_use` for what is known of it.
 
-    Urgent is what is likelier to be used than the kernel's memory, of which nothing is known: a
-    relay that orders the rest too takes more CPU from guests than the order gives them.
+    Urgent is what `expected_use.urgent` says: a relay that orders the rest too takes more CPU from
+    guests than the order gives them.
     """
 
     name = "heat"
@@ -69,7 +69,8 @@ class Heat:
         _check(known, space)
         processes = by_cpu(known)
         virtual, position = concatenate_virtual((p.pages for p in processes), space.pages)
-        order, urgent = by_score(expected_use.scores(known, processes), expected_use.LEAST_URGENT)
+        order, counts = by_score(expected_use.scores(known, processes))
+        urgent = expected_use.urgent(counts)
         return TransferPlan(self.name, space.pages, order, urgent, virtual, position, known.classes)
 
 
@@ -94,7 +95,7 @@ class Process:
         scores = expected_use.PRIOR[known.classes]
         scores[tables] = expected_use.LEFT_OUT
         scores[mapped] = expected_use.LEFT_OUT
-        rest, _ = by_score(scores, 0)
+        rest, _ = by_score(scores)
         order = np.concatenate((tables, mapped, rest))
         urgent = int(tables.size + mapped.size)
         return TransferPlan(self.name, space.pages, order, urgent, virtual, position, known.classes)
@@ -114,13 +115,11 @@ class Physical:
         return TransferPlan(self.name, space.pages, order, 0, classes=known.classes)
 
 
-def by_score(scores: expected_use.Scores, least_urgent: int) -> tuple[Pages, int]:
+def by_score(scores: expected_use.Scores) -> tuple[Pages, npt.NDArray[np.int64]]:
     """Pages by score, highest first; of one level (`expected_use.LEVEL`) by address.
 
     :param scores: shape (pages,); LEFT_OUT pages are left out.
-    :param least_urgent: the lowest score that is urgent; the lowest of its level, or pages
-        of that level below it are urgent too.
-    :returns: (`order`, `urgent`) of `TransferPlan`.
+    :returns: the order, and how many pages each level has, shape (256,).
     """
     levels = expected_use.LEVEL[scores]
     left_out = expected_use.LEVEL[expected_use.LEFT_OUT]
@@ -134,7 +133,7 @@ def by_score(scores: expected_use.Scores, least_urgent: int) -> tuple[Pages, int
     for level in np.flatnonzero(counts).tolist():
         order[filled : filled + counts[level]] = np.flatnonzero(levels == level)
         filled += int(counts[level])
-    return order, int(counts[: int(expected_use.LEVEL[least_urgent]) + 1].sum())
+    return order, counts
 
 
 def by_cpu(known: GuestPages) -> list[PlacedProcess]:

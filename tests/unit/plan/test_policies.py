@@ -96,6 +96,19 @@ def test_hot_pages_by_heat_and_of_one_heat_by_address():
     assert made.urgent == 5
 
 
+def test_pages_hardly_ever_used_are_not_urgent():
+    hot, kernel = [PageClass.ANON] * 1000, [PageClass.KERNEL] * 1000
+    made = plan(Heat(), known_of(hot + kernel, [255] * 1000 + [0] * 1000))
+    assert made.urgent == 1000
+    assert made.order.size == 2000
+
+
+def test_pages_hardly_ever_used_are_urgent_where_they_are_so_many_that_they_matter():
+    hot, kernel = [PageClass.ANON] * 100, [PageClass.KERNEL] * 1000
+    made = plan(Heat(), known_of(hot + kernel, [255] * 100 + [0] * 1000))
+    assert made.urgent == 1100
+
+
 def test_page_tables_first_while_they_are_few():
     classes = [PageClass.ANON, PageClass.ANON, PageClass.PAGE_TABLE]
     assert plan(Heat(), known_of(classes, [255, 255, 0])).order[0] == 2
