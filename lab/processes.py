@@ -94,7 +94,6 @@ def end_all(token: str, grace: float = 3.0) -> int:
 
 def _signal_and_wait(pids: list[int], token: str, number: signal.Signals, wait: float) -> None:
     waiting: dict[int, int] = {}
-    poll = select.poll()
     try:
         for pid in pids:
             try:
@@ -102,7 +101,6 @@ def _signal_and_wait(pids: list[int], token: str, number: signal.Signals, wait: 
             except ProcessLookupError:
                 continue
             waiting[handle] = pid
-            poll.register(handle, select.POLLIN)
         still = set(belonging_to(token))  # after the handles: now the numbers cannot be reused
         for handle, pid in waiting.items():
             if pid in still:
@@ -110,14 +108,19 @@ def _signal_and_wait(pids: list[int], token: str, number: signal.Signals, wait: 
                     signal.pidfd_send_signal(handle, number)
                 except ProcessLookupError:
                     pass
-        _wait(poll, {h for h, pid in waiting.items() if pid in still}, time.monotonic() + wait)
+        wait_for_end({handle for handle, pid in waiting.items() if pid in still}, wait)
     finally:
         for handle in waiting:
             os.close(handle)
     _reap(pids)
 
 
-def _wait(poll: select.poll, handles: set[int], deadline: float) -> None:
+def wait_for_end(handles: set[int], seconds: float) -> None:
+    """Until every process behind a handle (``os.pidfd_open``) has ended, or the time has."""
+    deadline = time.monotonic() + seconds
+    poll = select.poll()
+    for handle in handles:
+        poll.register(handle, select.POLLIN)
     while handles:
         left = deadline - time.monotonic()
         if left <= 0:

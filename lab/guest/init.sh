@@ -4,7 +4,7 @@
 # First program of a lab guest. The root volume is one read-only file that every guest of
 # every host shares, so that a live migration has no disk to copy: writes go to RAM. What
 # changes often (programs, agent, units) comes with this initial RAM disk, in /lab/files.
-# shellcheck shell=dash disable=SC2086,SC2154,SC1091,SC2187,SC2013
+# shellcheck shell=dash disable=SC2086,SC2154,SC1091,SC2187,SC2013,SC2046
 export PATH=/bin
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
@@ -22,8 +22,18 @@ value() { # of lab.$1 on the kernel's command line
     tr ' ' '\n' < /proc/cmdline | sed -n "s/^lab\.$1=//p"
 }
 
+# Nova gives every server the same command line: what is a server's own then comes from its
+# firmware (the UUID) and its card (the address ends like the MAC; see lab/openstack/places.py).
+name=$(value name)
+name=${name:-$(cut -c1-15 /sys/class/dmi/id/product_uuid)}
+address=$(value address)
+if [ -z "$address" ]; then
+    set -- $(tr : ' ' < /sys/class/net/eth0/address)
+    address=10.78.$((128 + 0x$5 % 128)).$((0x$6))/16
+fi
+
 ip link set lo up
-ip addr add "$(value address)" dev eth0
+ip addr add "$address" dev eth0
 ip link set eth0 up
 
 mkdir -p /lower /writes /root
@@ -32,8 +42,9 @@ mount -t tmpfs -o size=25% writes /writes
 mkdir -p /writes/upper /writes/work
 mount -t overlay -o lowerdir=/lower,upperdir=/writes/upper,workdir=/writes/work root /root
 cp -a /lab/files/. /root/
-value name > /root/etc/hostname
+echo "$name" > /root/etc/hostname
 tr ' ' '\n' < /proc/cmdline | sed -n 's/^lab\.\([a-z]*\)=/LAB_\1=/p' > /root/etc/lab.env
+echo "LAB_name=$name" >> /root/etc/lab.env
 umount /proc /sys
 mount --move /dev /root/dev
 exec switch_root /root /sbin/init
