@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import contention, plots, redis, registry, relay, results, scattered, tables
+from bench import contention, fleet, plots, redis, registry, relay, results, scattered, tables
 from bench.registry import Measure, UnknownMeasure
 from bench.results import Outcome
 from bench.session import FULL, QUICK, Options, Session
@@ -28,6 +28,7 @@ SCENARIOS: dict[str, Callable[[Session], Outcome]] = {
     "redis": redis.redis,
     "contention": contention.contention,
     "relay": relay.relay,
+    "fleet": fleet.fleet,
 }
 NOT_QUICK = frozenset({"scattered_qemu10"})
 """Left out of a quick run that names nothing: it needs a second Debian."""

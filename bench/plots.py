@@ -58,7 +58,8 @@ def _save(figure: Figure, path: Path) -> Path:
 
 def _summary(latest: Mapping[str, results.Entry]) -> Figure:
     """Each median as a multiple of its bar, turned so that to the right of 1 is good."""
-    shown = [m for m in registry.MEASURES if m.id in latest and m.bar is not None]
+    # Nothing is a multiple of a bar of zero.
+    shown = [m for m in registry.MEASURES if m.id in latest and m.bar]
     figure = Figure(figsize=(9, 0.62 * max(1, len(shown)) + 1.1), layout="constrained")
     plot = figure.subplots()
     for row, measure in enumerate(reversed(shown)):

@@ -125,6 +125,22 @@ MEASURES: tuple[Measure, ...] = (
         None,
         Better.HIGHER,
     ),
+    Measure(
+        "fleet_relieved_percent",
+        "fleet",
+        "simulated fleet, a tenth surges: hosts relieved of those that have anywhere to go",
+        "%",
+        95.0,
+        Better.HIGHER,
+    ),
+    Measure(
+        "fleet_repeat_moves",
+        "fleet",
+        "the same: VMs moved again within their cool-down, or back where they came from",
+        "moves",
+        0.0,
+        Better.LOWER,
+    ),
 )
 
 BY_ID: dict[str, Measure] = {measure.id: measure for measure in MEASURES}

@@ -23,6 +23,13 @@ COLUMNS: Mapping[str, str] = {
     "cpu_s": "relays' CPU (s)",
     "cpu_source_s": "source relay's CPU (s)",
     "cpu_destination_s": "destination relay's CPU (s)",
+    "struck": "hosts contended",
+    "nowhere": "with nowhere to go",
+    "relief_median_s": "until relieved (s)",
+    "relief_slowest_s": "slowest (s)",
+    "evictions": "evictions",
+    "most_at_once": "most at once",
+    "simulation_cpu_s": "CPU to simulate (s)",
 }
 
 
