@@ -37,3 +37,9 @@ def test_every_scenario_with_curves_is_drawn(tmp_path: Path) -> None:
 
 def test_nothing_measured_draws_nothing(tmp_path: Path) -> None:
     assert plots.draw(tmp_path) == []
+
+
+def test_a_measure_whose_bar_is_zero_is_left_out_of_the_summary(tmp_path: Path) -> None:
+    outcome = Outcome({"fleet_repeat_moves": [0.0], "fleet_relieved_percent": [98.0]}, {})
+    results.save(tmp_path, registry.MEASURES, {"fleet": outcome})
+    assert [path.name for path in plots.draw(tmp_path)] == ["summary.png"]
