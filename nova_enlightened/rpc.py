@@ -263,7 +263,13 @@ class ReportListener:
         self._clock = clock
         self._heard = heard
         self._lock = threading.Lock()
-        self._server = oslo_messaging.get_rpc_server(transport, report_target(server), [self])
+        # Only what is exposed: the bus must not call what this process calls, such as `stop`.
+        self._server = oslo_messaging.get_rpc_server(
+            transport,
+            report_target(server),
+            [self],
+            access_policy=oslo_messaging.ExplicitRPCAccessPolicy,
+        )
         self._starting: threading.Thread | None = None
 
     def start(self) -> None:
@@ -279,6 +285,7 @@ class ReportListener:
             self._server.stop()
             self._server.wait()
 
+    @oslo_messaging.expose  # type: ignore[untyped-decorator]
     def host_report(self, context: dict[str, Any], report: dict[str, Any]) -> None:
         """Called from the bus, see :meth:`ReportAPI.cast`."""
         try:
