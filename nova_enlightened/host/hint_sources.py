@@ -69,6 +69,10 @@ class HintSource(abc.ABC):
         """Have the guest get ready, where it can. Repeat to renew."""
         return
 
+    def disarm(self) -> None:
+        """Have the guest stop getting ready, where it does. Waits for its answer."""
+        return
+
     def latest(self) -> HeldKnowledge | None:
         """What is on this host already. Never waits for the guest."""
         return None
@@ -107,6 +111,9 @@ class GuestAgent(HintSource):
 
     def arm(self, interval_s: float, max_s: float, cpu_limit: float) -> None:
         self._opened().arm(interval_s, max_s, cpu_limit)
+
+    def disarm(self) -> None:
+        self._opened().disarm()
 
     def latest(self) -> HeldKnowledge | None:
         return self._session.latest() if self._session else None

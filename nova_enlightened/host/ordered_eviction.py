@@ -9,11 +9,8 @@ import contextlib
 import dataclasses
 import json
 import logging
-import pathlib
-import secrets
 import subprocess
 import uuid
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -21,19 +18,16 @@ import libvirt
 from oslo_config import cfg
 
 from nova_enlightened import exception
-from nova_enlightened.host import hint_sources, relays
+from nova_enlightened.host import departure, hint_sources, relays
 from nova_enlightened.host.eviction import Eviction, EvictionTimes, Route
-from nova_enlightened.knowledge import stored
-from nova_enlightened.knowledge.layout import MemoryLayout
-from nova_enlightened.stream.guest_channel import PORT_NAME
-from nova_enlightened.transfer.spec import RelaySpec, TlsFiles
+from nova_enlightened.knowledge.guest_pages import GuestKnowledge
+from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 2.0
 ASK_TIMEOUT_S = 3.0
 PEER_TIMEOUT_S = 20.0
-KIB = 1024
 
 Tell = Callable[[str], None]
 
@@ -135,10 +129,10 @@ class OrderedEviction:
         :raises LibvirtError: as :meth:`Eviction.run`.
         """
         report, source, uri = Report(False, "the guest tells nothing of its memory"), None, None
-        knowledge = self._knowledge()
-        if knowledge is not None:
+        known = self._knowledge()
+        if known is not None:
             try:
-                source = self._start_relays(knowledge)
+                source = self._start_relays(known)
                 uri = f"unix://{source.spec.socket}"
                 report = Report(True, "the guest's own order")
             except (exception.EnlightenedError, OSError) as error:
@@ -157,21 +151,15 @@ class OrderedEviction:
         return report
 
     def _target(self) -> hint_sources.HintTarget:
-        tree = ElementTree.fromstring(self._domain.XMLDesc())
-        path = None
-        for channel in tree.iterfind("./devices/channel"):
-            target, socket = channel.find("target"), channel.find("source")
-            if target is not None and target.get("name") == PORT_NAME and socket is not None:
-                path = socket.get("path")
-        return hint_sources.HintTarget(
+        return departure.hint_target(
             self._domain.name(),
-            self._domain.maxMemory() * KIB,
-            path,
+            self._domain.XMLDesc(),
+            self._domain.maxMemory(),
             hint_sources.libvirt_agent_command(self._domain),
         )
 
-    def _knowledge(self) -> pathlib.Path | None:
-        """A file of what the guest knows now, in the run directory of a new migration."""
+    def _knowledge(self) -> GuestKnowledge | None:
+        """What the guest knows now."""
         if self._source is None:
             return None
         try:
@@ -185,43 +173,12 @@ class OrderedEviction:
             return None
         known = held.knowledge
         self._tell(f"hints: {known.frames} frames, {known.samples} samples by {known.source}")
-        directory = pathlib.Path(self._conf.run_directory, f"{uuid.uuid4()}-source")
-        directory.mkdir(parents=True, mode=0o700)
-        file = directory / "knowledge.npz"
-        file.write_bytes(stored.dump(known))
-        return file
+        return known
 
-    def _start_relays(self, knowledge: pathlib.Path) -> relays.RunningRelay:
-        migration = knowledge.parent.name.removesuffix("-source")
-        layout = MemoryLayout.from_domain_xml(self._domain.XMLDesc())
-        conf, directory = self._conf, knowledge.parent.parent
-        there = RelaySpec(
-            role="destination",
-            migration=migration,
-            run_directory=str(directory / f"{migration}-destination"),
-            socket=str(directory / f"{migration[:8]}.sock"),
-            link_host=self._peer.address,
-            link_port=0,
-            secret=secrets.token_hex(32),
-            tls=self._tls(self._own_name),
-            window_floor=conf.injection_window_floor * KIB,
-            window_cap=conf.injection_window_cap * KIB,
+    def _start_relays(self, known: GuestKnowledge) -> relays.RunningRelay:
+        there = departure.destination_spec(
+            self._conf, str(uuid.uuid4()), self._own_name, self._peer.address
         )
         port = self._peer.start_relay(there)
-        here = dataclasses.replace(
-            there,
-            role="source",
-            run_directory=str(knowledge.parent),
-            link_port=port,
-            tls=self._tls(self._peer.name),
-            policy=conf.ordering_policy,
-            layout=layout.to_dict(),
-            knowledge=str(knowledge),
-        )
-        return relays.start(here, relays.listen_unix(here.socket))
-
-    def _tls(self, peer_name: str) -> TlsFiles | None:
-        conf = self._conf
-        if conf.link_tls == "off":
-            return None
-        return TlsFiles(conf.link_tls_ca, conf.link_tls_certificate, conf.link_tls_key, peer_name)
+        peer = departure.Peer(self._peer.name, self._peer.address, port)
+        return departure.start_source(self._conf, there, peer, known, self._domain.XMLDesc())

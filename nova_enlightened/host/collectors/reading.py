@@ -55,7 +55,7 @@ class Reading:
 
     def sample(self, at: float) -> HostSample:
         """As a sample. :raises CollectorError: nobody told the host's CPUs or memory."""
-        for name in ("cpus", "cpu_busy", "memory_total", "memory_available"):
+        for name in ("cpus", "cpu_busy", "memory_total", "memory_available", "domains"):
             if getattr(self, name) is None:
                 raise exception.CollectorError(f"no collector told {name} of this host")
         held_back = self.throttled or {}

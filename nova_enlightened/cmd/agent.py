@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nova-enlightened-agent``: the service of a compute host."""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from oslo_config import cfg
+from oslo_log import log
+from oslo_service import backend
+
+from nova_enlightened import conf as options
+from nova_enlightened import exception
+
+LOG = logging.getLogger(__name__)
+
+
+def configured(argv: Sequence[str]) -> cfg.ConfigOpts:
+    """The configuration of this service.
+
+    :raises ConfigError: options contradict each other.
+    :raises cfg.Error: a file cannot be read, or a value is not allowed.
+    """
+    conf = cfg.ConfigOpts()
+    log.register_options(conf)
+    options.register_opts(conf)
+    conf(list(argv), project="nova_enlightened", prog="nova-enlightened-agent")
+    for group, found in options.list_opts():
+        for option in found:  # a value is checked when it is read
+            conf[group.name][option.dest]
+    options.check(conf)
+    return conf
+
+
+def run(conf: cfg.ConfigOpts, ending: threading.Event) -> None:
+    """Be the agent until `ending` is set. :raises ConfigError: what is configured is not there."""
+    # These import oslo.messaging, which takes the kind of threads as it is chosen by then.
+    from nova_enlightened import rpc
+    from nova_enlightened.host import connection as libvirt_connection
+    from nova_enlightened.host import service
+
+    libvirt_connection.run_event_loop()
+    transport = rpc.get_transport(conf)
+    agent = service.Agent(
+        conf,
+        libvirt_connection.Connection(conf.enlightened_agent.libvirt_uri),
+        rpc.HostAPI(transport),
+        rpc.ReportAPI(transport).cast,
+    )
+    server = service.BusServer(transport, agent.host, agent.endpoint)
+    try:
+        agent.start()
+        server.start()
+        LOG.info("Agent of host %s", agent.host)
+        ending.wait()
+        LOG.info("Ending; relays go on")
+    finally:
+        server.stop()
+        agent.stop()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    backend.init_backend(backend.BackendType.THREADING)
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    try:
+        conf = configured(sys.argv[1:] if argv is None else argv)
+        log.setup(conf, "nova_enlightened")
+        run(conf, ending)
+    except (exception.EnlightenedError, cfg.Error) as error:
+        print(f"nova-enlightened-agent: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other services may ask of this host's agent: the other side of ``rpc.HostAPI``."""
+
+import logging
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, cast
+
+import oslo_messaging
+
+from nova_enlightened import exception, rpc
+from nova_enlightened.host.armed import ArmedGuests
+from nova_enlightened.host.arrivals import Arrivals
+from nova_enlightened.host.metrics import Metrics
+from nova_enlightened.host.orders import KeptOrders
+from nova_enlightened.host.preparation import Preparation
+from nova_enlightened.host.relay_upkeep import RelayUpkeep
+
+LOG = logging.getLogger(__name__)
+
+MOST_INSTANCES: Final = 1000
+_LABEL: Final = re.compile(r"[a-z][a-z0-9_ -]{0,63}")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def expected(method: _Method) -> _Method:
+    """Refusals go back to the caller without a traceback in this service's log."""
+    decorate = oslo_messaging.expected_exceptions(exception.EnlightenedError)
+    return cast("_Method", decorate(method))
+
+
+class HostEndpoint:
+    """Methods called from the bus, in threads of its server. They raise ``EnlightenedError``.
+
+    :param describe: answers what this host is and can.
+    """
+
+    target = oslo_messaging.Target(version=rpc.HOST_VERSION)
+
+    def __init__(
+        self,
+        describe: Callable[[], dict[str, Any]],
+        armed: ArmedGuests,
+        orders: KeptOrders,
+        preparation: Preparation,
+        arrivals: Arrivals,
+        upkeep: RelayUpkeep,
+        metrics: Metrics,
+    ) -> None:
+        self._describe = describe
+        self._armed = armed
+        self._orders = orders
+        self._preparation = preparation
+        self._arrivals = arrivals
+        self._upkeep = upkeep
+        self._metrics = metrics
+
+    @expected
+    def describe(self, context: dict[str, Any]) -> dict[str, Any]:
+        """See ``rpc.HostAPI``, as for all that follow."""
+        return self._describe()
+
+    @expected
+    def arm(self, context: dict[str, Any], instances: list[str]) -> dict[str, Any]:
+        """Begin, or renew."""
+        return dict(self._armed.arm(_instances(instances)))
+
+    @expected
+    def disarm(self, context: dict[str, Any], instances: list[str]) -> dict[str, Any]:
+        """End."""
+        return dict(self._armed.disarm(_instances(instances)))
+
+    @expected
+    def order_urgent(
+        self, context: dict[str, Any], instance: str, cause: str, ttl: float
+    ) -> dict[str, Any]:
+        """Place an order; the guest is armed as well, which costs nothing if it is already."""
+        order = self._orders.place(_instance(instance), str(cause), _seconds(ttl))
+        self._armed.arm([instance])
+        LOG.info("Urgent order for %s: %s", instance, order.cause)
+        return {"until": order.until}
+
+    @expected
+    def withdraw_urgent(self, context: dict[str, Any], instance: str) -> dict[str, Any]:
+        """Take an order back."""
+        stood = self._orders.withdraw(_instance(instance))
+        if stood:
+            LOG.info("Urgent order for %s withdrawn", instance)
+        return {"withdrawn": stood}
+
+    @expected
+    def prepare_eviction(
+        self, context: dict[str, Any], instance: str, destination: str, tls_required: bool
+    ) -> dict[str, Any]:
+        """Have everything ready, or say what is not."""
+        answer = self._preparation.prepare(
+            _instance(instance), str(destination), bool(tls_required)
+        )
+        self._metrics.prepared(answer.wanted, answer.ordered)
+        return answer.to_dict()
+
+    @expected
+    def end_eviction(self, context: dict[str, Any], migration: str, outcome: str) -> dict[str, Any]:
+        """The last state of the source's relay."""
+        outcome = str(outcome)
+        self._metrics.ended(outcome == "completed")
+        return dict(self._upkeep.end(_instance(migration), outcome))
+
+    @expected
+    def start_destination_relay(self, context: dict[str, Any], spec: str) -> dict[str, Any]:
+        """Start the relay of a VM that arrives."""
+        return self._arrivals.start(str(spec))
+
+    @expected
+    def note_decision(self, context: dict[str, Any], instance: str, kind: str, reason: str) -> None:
+        """Count it. Words that are no labels are not: each would be a counter of its own."""
+        if _LABEL.fullmatch(str(kind)) and _LABEL.fullmatch(str(reason)):
+            self._metrics.decided(kind, reason)
+
+
+def _instance(text: object) -> str:
+    """A UUID as it goes into file names and tables. :raises AgentRefused: it is none."""
+    try:
+        return str(uuid.UUID(str(text)))
+    except ValueError:
+        raise exception.AgentRefused(f"{str(text)[:64]!r} is no UUID") from None
+
+
+def _instances(texts: object) -> list[str]:
+    if not isinstance(texts, list) or len(texts) > MOST_INSTANCES:
+        raise exception.AgentRefused(f"not a list of at most {MOST_INSTANCES} instances")
+    return [_instance(text) for text in texts]
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise exception.AgentRefused(f"{str(value)[:64]!r} is no time")
+    return float(value)

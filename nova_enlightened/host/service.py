@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent of a compute host: puts its parts together and runs them until it is told to end.
+
+Native threads, one for each thing that may have to wait: the bus, libvirt, placement, relays. A
+part that waits or fails never holds up another.
+"""
+
+import logging
+import os
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any, Final
+
+import oslo_messaging
+from oslo_config import cfg
+from oslo_utils import netutils
+
+from nova_enlightened import exception, rpc
+from nova_enlightened.conf import agent as agent_options
+from nova_enlightened.contention.detector import Detector
+from nova_enlightened.contention.report import HostReport, Level
+from nova_enlightened.host import capability, departure, files, hint_sources, provider_traits
+from nova_enlightened.host.armed import ArmedGuests
+from nova_enlightened.host.arrivals import Arrivals
+from nova_enlightened.host.collectors import reading as readings
+from nova_enlightened.host.connection import Connection, translated
+from nova_enlightened.host.endpoint import HostEndpoint
+from nova_enlightened.host.metrics import Metrics
+from nova_enlightened.host.orders import KeptOrders
+from nova_enlightened.host.outbox import Outbox
+from nova_enlightened.host.preparation import Domain, HostCalls, Preparation
+from nova_enlightened.host.relay_upkeep import RelayUpkeep
+from nova_enlightened.host.sampling import Identity, Sampler, thresholds
+
+LOG = logging.getLogger(__name__)
+
+LOOK_S: Final = 5.0
+"""Between two looks at relays and at what this host can do."""
+ORDERS_FILE: Final = "orders.json"
+WILDCARDS: Final = frozenset({"0.0.0.0", "::"})
+LONGEST_SOCKET: Final = 107
+"""Bytes of a unix socket's path (sockaddr_un)."""
+LONGEST_NAME: Final = len("/-destination/control.sock") + 36
+"""Of a relay's socket below the directory of migrations, with a UUID."""
+DIRECTORY_MODE: Final = 0o1771
+"""QEMU's group makes its sockets in it; nobody removes another's."""
+
+
+def own_link_host(conf: cfg.ConfigOpts) -> str:
+    """Address by which other hosts reach this one's relays."""
+    configured = conf[agent_options.GROUP].link_host or conf.enlightened.link_address
+    return str(netutils.get_my_ipv4() if configured in WILDCARDS else configured)
+
+
+def make_run_directory(path: str, group: int | None) -> None:
+    """Have the directory of migrations, with QEMU's group if that is known.
+
+    :raises ConfigError: it cannot be made, or is too long for the sockets in it.
+    """
+    most = LONGEST_SOCKET - LONGEST_NAME
+    if len(path.encode()) > most:
+        raise exception.ConfigError(
+            f"[enlightened] run_directory = {path} is longer than {most} bytes"
+        )
+    try:
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True, mode=0o711)
+        if group is not None and os.geteuid() == 0:
+            os.chown(path, -1, group)
+            os.chmod(path, DIRECTORY_MODE)
+    except OSError as error:
+        raise exception.ConfigError(f"[enlightened] run_directory = {path}: {error}") from error
+
+
+class Agent:
+    """One host's agent. Made without I/O but for loading plugins.
+
+    :param connection: to libvirt.
+    :param calls: to other hosts' agents.
+    :param cast: sends a report to all that listen.
+    :raises ConfigError: a plugin or a value that is not there.
+    """
+
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        connection: Connection,
+        calls: HostCalls,
+        cast: Callable[[HostReport], None],
+    ) -> None:
+        self._conf = conf
+        self._options = options = conf[agent_options.GROUP]
+        self._connection = connection
+        top = conf.enlightened.run_directory
+        self.host = options.host or socket.gethostname()
+        self._link_host = own_link_host(conf)
+        self._link_name = options.link_name or self.host
+        kinds = _hint_sources(conf)
+        self.metrics = Metrics()
+        self.orders = KeptOrders(os.path.join(top, ORDERS_FILE))
+        self.upkeep = RelayUpkeep(top, options.keep_ended)
+        self.armed = ArmedGuests(conf.enlightened, kinds, lambda uuid: self._domain(uuid).target)
+        self._preparation = Preparation(
+            conf.enlightened,
+            self._link_name,
+            self.orders,
+            self.armed,
+            kinds,
+            self._domain,
+            calls,
+            self.upkeep,
+        )
+        surroundings = readings.Surroundings(options, conf.enlightened, connection.get)
+        self._sampler = Sampler(
+            readings.load(options.collectors, surroundings),
+            Detector(thresholds(options)),
+            self.armed.facts,
+            self.metrics.collector_failed,
+        )
+        self._outbox = Outbox(cast, options.report_interval)
+        self._traits: provider_traits.TraitKeeper | None = None
+        self._obstacles: tuple[str, ...] = ("not looked at yet",)
+        self._trouble: tuple[str, ...] = ()
+        self._report: HostReport | None = None
+        self._qemu_user: tuple[int, int] | None = None
+        self._ending = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=arguments, name=arguments[0], daemon=True)
+            for arguments in (
+                ("sampling", options.sample_interval, self.sample),
+                ("looking", LOOK_S, self.look),
+            )
+        ]
+        self.endpoint = HostEndpoint(
+            self.describe,
+            self.armed,
+            self.orders,
+            self._preparation,
+            Arrivals(conf, self._link_host, self.upkeep),
+            self.upkeep,
+            self.metrics,
+        )
+
+    # -- life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin. :raises ConfigError: a directory, port or credential that cannot be used."""
+        options = self._options
+        make_run_directory(self._conf.enlightened.run_directory, None)
+        if options.metrics_port:
+            self.metrics.serve(options.metrics_address, options.metrics_port)
+        api = provider_traits.connect(self._conf) if options.provider_traits else None
+        if api is not None:
+            self._traits = provider_traits.TraitKeeper(
+                lambda: provider_traits.ProviderTraits(api, self._connection.hostname())
+            )
+            self._traits.start()
+        elif options.provider_traits:
+            LOG.info("No traits are kept in placement: [placement] auth_type is not set")
+        self.orders.load()
+        self._outbox.start()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End everything but relays, which go on by themselves."""
+        self._ending.set()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(LOOK_S)
+        self._outbox.stop()
+        if self._traits is not None:
+            self._traits.stop()
+        self._preparation.close()
+        self.armed.close()
+        self.metrics.close()
+        self._connection.close()
+
+    def _repeat(self, what: str, interval: float, turn: Callable[[], None]) -> None:
+        """Take turns at a steady pace; one that takes too long makes the next one late."""
+        due = time.monotonic()
+        while not self._ending.is_set():
+            try:
+                turn()
+            except Exception:
+                LOG.exception("%s", what.capitalize())
+            due = max(due + interval, time.monotonic())
+            self._ending.wait(due - time.monotonic())
+
+    # -- turns ------------------------------------------------------------------------------
+
+    def sample(self) -> None:
+        """Sample, judge, report."""
+        began = time.monotonic()
+        reading = self._sampler.read(began)
+        self._trouble = reading.trouble
+        try:
+            identity = Identity(self.host, self._connection.hostname())
+            report = self._sampler.report(
+                reading, identity, began, time.time(), not self._why_not()
+            )
+        except (exception.CollectorError, exception.LibvirtError) as error:
+            LOG.debug("No report: %s", error)
+            self._report = None
+            self.armed.turn()
+            return
+        last, self._report = self._report, report
+        if last is None or last.level is not report.level:
+            LOG.info("Contention %s: %s", report.level.name.lower(), report.reason)
+        self._outbox.offer(report)
+        self.armed.turn([one.uuid for one in report.domains])
+        if self._traits is not None:
+            self._traits.say(
+                {
+                    provider_traits.POST_COPY: report.capable,
+                    provider_traits.CONTENDED: report.level is Level.ACT,
+                }
+            )
+        self.metrics.reported(report, time.monotonic() - began)
+
+    def look(self) -> None:
+        """See which relays run, and what this host can do."""
+        if self._qemu_user is None:
+            try:
+                self._qemu_user = capability.qemu_user(self._connection.capabilities())
+            except exception.LibvirtError as error:
+                LOG.debug("QEMU's user: %s", error)
+            if self._qemu_user is not None:
+                make_run_directory(self._conf.enlightened.run_directory, self._qemu_user[1])
+        found = tuple(capability.obstacles(self._conf.enlightened, self._qemu_user, files.read))
+        if found != self._obstacles:
+            for obstacle in found:
+                LOG.warning("No guest can leave or arrive in its order: %s", obstacle)
+        self._obstacles = found
+        self.upkeep.look()
+        self.metrics.looked(self.upkeep.running(), len(self.orders.standing()))
+
+    # -- answers ----------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """See ``rpc.HostAPI.describe``."""
+        report, options = self._report, self._conf.enlightened
+        why_not = self._why_not()
+        return {
+            "rpc_version": rpc.HOST_VERSION,
+            "version": _version(),
+            "host": self.host,
+            "node": report.node if report is not None else None,
+            "capable": not why_not,
+            "obstacles": list(why_not),
+            "link_host": self._link_host,
+            "link_name": self._link_name,
+            "link_tls": options.link_tls,
+            "run_directory": options.run_directory,
+            "default_policy": options.default_policy,
+            "level": None if report is None else int(report.level),
+            "reason": None if report is None else report.reason,
+            "armed": self.armed.states(),
+            "orders": [
+                {"instance": one.instance, "cause": one.cause, "until": one.until}
+                for one in self.orders.standing()
+            ],
+            "relays": list(self.upkeep.running()),
+        }
+
+    def _why_not(self) -> tuple[str, ...]:
+        return self._obstacles + self._trouble
+
+    def _domain(self, uuid: str) -> Domain:
+        domain = self._connection.domain(uuid)
+        with translated(f"domain {uuid}"):
+            name, xml, memory = domain.name(), domain.XMLDesc(), domain.maxMemory()
+        command = hint_sources.libvirt_agent_command(domain)
+        return Domain(xml, departure.hint_target(name, xml, memory, command))
+
+
+class BusServer:
+    """Serves an agent's endpoint on the bus, which may be down when this starts."""
+
+    def __init__(
+        self, transport: oslo_messaging.Transport, host: str, endpoint: HostEndpoint
+    ) -> None:
+        self._server = oslo_messaging.get_rpc_server(transport, rpc.host_target(host), [endpoint])
+        self._starting = threading.Thread(target=self._server.start, name="bus-server", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen, without waiting for the bus."""
+        self._starting.start()
+
+    def stop(self) -> None:
+        """Finish what was asked, and listen no more."""
+        if self._starting.ident is not None and not self._starting.is_alive():
+            self._server.stop()
+            self._server.wait()
+
+
+def _hint_sources(conf: cfg.ConfigOpts) -> list[type[hint_sources.HintSource]]:
+    try:
+        return hint_sources.load(conf.enlightened.hint_sources)
+    except exception.HintError as error:
+        names = ",".join(conf.enlightened.hint_sources)
+        raise exception.ConfigError(f"[enlightened] hint_sources = {names}: {error}") from error
+
+
+def _version() -> str:
+    try:
+        return metadata.version("nova-enlightened")
+    except metadata.PackageNotFoundError:
+        return "unknown"
