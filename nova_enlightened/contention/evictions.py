@@ -47,10 +47,10 @@ class EvictionLimits:
 
     per_host: int = 1
     into_host: int = 2
-    total: int = 10
+    total: int = 8
     host_cooldown: float = 20.0
     return_after: float = 1800.0
-    report_age: float = 5.0
+    report_age: float = 10.0
     armed: int = 4
     victims: VictimLimits = field(default_factory=VictimLimits)
     destinations: DestinationLimits = field(default_factory=DestinationLimits)
