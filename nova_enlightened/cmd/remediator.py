@@ -7,49 +7,63 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 from oslo_log import log
+from oslo_service import backend
 
 from nova_enlightened import conf as options
-from nova_enlightened import exception, rpc
+from nova_enlightened import exception
 from nova_enlightened.conf import remediation
-from nova_enlightened.remediation import servers
-from nova_enlightened.remediation.service import Service
 
 PROGRAM = "nova-enlightened-remediator"
 
 
-def configured(arguments: Sequence[str]) -> cfg.ConfigOpts:
-    """The configuration, every value of it checked.
+def configured(argv: Sequence[str]) -> cfg.ConfigOpts:
+    """The configuration of this service, every value of it checked.
 
-    :raises ConfigError, oslo_config.cfg.Error: one is not allowed; the message names it.
+    :raises ConfigError: options contradict each other.
+    :raises cfg.Error: a file cannot be read, or a value is not allowed.
     """
     conf = cfg.ConfigOpts()
+    log.register_options(conf)
     options.register_opts(conf)
     remediation.register_auth_opts(conf)
-    log.register_options(conf)
-    conf(list(arguments), project="nova_enlightened", prog=PROGRAM)
-    for option in remediation.ALL_OPTS:
-        conf[remediation.GROUP][option.dest]  # oslo.config checks a value when it is read
+    conf(list(argv), project="nova_enlightened", prog=PROGRAM)
+    for option in remediation.ALL_OPTS:  # a value is checked when it is read
+        conf[remediation.GROUP][option.dest]
     options.check(conf)
-    servers.check(conf)
     return conf
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT; the exit status."""
-    try:
-        conf = configured(sys.argv[1:] if argv is None else argv)
-        log.setup(conf, "nova_enlightened")
-        service = Service(conf, rpc.get_transport(conf))
-        service.start()
-    except (exception.EnlightenedError, cfg.Error) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
+def run(conf: cfg.ConfigOpts) -> None:
+    """Be the remediator until a signal ends it.
+
+    :raises EnlightenedError: what is configured is not there, or cannot be used.
+    """
+    # These import oslo.messaging, which takes the kind of threads as it is chosen by then.
+    from nova_enlightened import rpc
+    from nova_enlightened.remediation import servers
+    from nova_enlightened.remediation.service import Service
+
+    servers.check(conf)
+    service = Service(conf, rpc.get_transport(conf))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.ask_to_stop())
     try:
+        service.start()
         service.run()
     finally:
         service.stop()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    backend.init_backend(backend.BackendType.THREADING)
+    try:
+        conf = configured(sys.argv[1:] if argv is None else argv)
+        log.setup(conf, "nova_enlightened")
+        run(conf)
+    except (exception.EnlightenedError, cfg.Error) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

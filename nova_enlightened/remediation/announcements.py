@@ -65,7 +65,8 @@ class Outbox:
             self._queue.put_nowait(None)
         except queue.Full:
             return
-        self._thread.join(timeout)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
 
     def _run(self) -> None:
         while (call := self._queue.get()) is not None:

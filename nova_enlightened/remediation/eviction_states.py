@@ -61,6 +61,8 @@ FINAL: Final = frozenset({State.DONE, State.FAILED, State.GAVE_UP, State.PROPOSE
 BEFORE_REQUEST: Final = frozenset({State.DECIDED, State.ORDERED})
 FOLLOWED: Final = frozenset({State.REQUESTED, State.MIGRATING, State.POST_COPY})
 """States in which Nova's list of migrations says what happens."""
+ASKED: Final = FOLLOWED | {State.REQUESTING}
+"""Nova has been asked, or is being asked, and the server has not left."""
 
 _S, _I = State, Input
 

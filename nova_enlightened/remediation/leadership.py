@@ -52,7 +52,8 @@ class Leadership:
     def stop(self) -> None:
         """Give the lead away; does not wait for a backend that hangs."""
         self._stopping.set()
-        self._thread.join(timeout=2 * LOOK_S)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=2 * LOOK_S)
         self._confirmed = None
 
     def look(self) -> None:

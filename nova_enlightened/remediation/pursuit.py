@@ -21,7 +21,7 @@ from nova_enlightened.remediation.eviction import (
     overdue,
     to_withdraw,
 )
-from nova_enlightened.remediation.eviction_states import Input, State
+from nova_enlightened.remediation.eviction_states import ASKED, Input, State
 from nova_enlightened.remediation.jobs import Jobs
 from nova_enlightened.remediation.ledger import Ledger
 from nova_enlightened.remediation.metrics import Metrics
@@ -85,9 +85,14 @@ class Pursuit:
     def go_on(self, reports: Iterable[HostReport], now: float) -> None:
         """Take every eviction as far as it goes now."""
         by_host = {report.host: report for report in reports}
-        for record in self._ledger.under_way():
+        under_way = self._ledger.under_way()
+        # What another server's leaving does to a host is not the merit of the one before.
+        leaving = {one.host for one in under_way if one.state in ASKED}
+        for record in under_way:
             if record.state is State.VERIFYING:
-                self.apply(record, self._relief(record, by_host.get(record.host), now), now)
+                over = record.host in leaving
+                found = self._relief(record, by_host.get(record.host), now, over=over)
+                self.apply(record, found, now)
                 continue
             late = overdue(record, now, self._timing)
             if late.input is not None:
@@ -186,10 +191,12 @@ class Pursuit:
             (str(step), record.eviction), lambda: self._steps.take(step, record, looks)
         )
 
-    def _relief(self, record: EvictionRecord, report: HostReport | None, now: float) -> Happened:
+    def _relief(
+        self, record: EvictionRecord, report: HostReport | None, now: float, *, over: bool
+    ) -> Happened:
         """Whether the old host is relieved, as far as its reports tell by now."""
         left = record.at("completed") or now
-        over = now - left > self._timing.relief_timeout
+        over = over or now - left > self._timing.relief_timeout
         if record.adopted:
             return Happened(Input.TIMED_OUT)
         if report is None or report.at < left + SETTLE_S:

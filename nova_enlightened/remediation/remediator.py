@@ -248,8 +248,9 @@ class Remediator:
             settings.policy,
         )
         for decision in found:
-            self._say(decision, now)
-            if decision.action is Action.EVICT:
+            if decision.action is not Action.EVICT:
+                self._say(decision, now)
+            else:
                 self._begin(decision, near[decision.host], now)
         self._arm(found, reports, now)
 
