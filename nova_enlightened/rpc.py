@@ -160,7 +160,7 @@ class HostAPI:
         noted = {"instance": instance, "kind": kind, "reason": reason}
         try:
             self._bounded(lambda: prepared.cast({}, "note_decision", **noted), CALL_TIMEOUT_S)
-        except oslo_messaging.MessagingException as error:
+        except Exception as error:
             raise exception.AgentUnreachable(f"agent of {host}: {error}") from error
 
     def start_destination_relay(self, host: str, spec: str) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class HostAPI:
             raise
         except exception.EnlightenedError as error:  # a bus within one process raises it as it is
             raise exception.AgentRefused(f"{host}: {error}") from error
-        except oslo_messaging.MessagingException as error:
+        except Exception as error:  # the driver's own too: kombu's pass through untranslated
             raise exception.AgentUnreachable(f"agent of {host}: {error}") from error
         return cast("dict[str, Any]", answer)
 
@@ -237,7 +237,7 @@ class ReportAPI:
         """
         try:
             self._client.cast({}, "host_report", report=report.to_dict())
-        except oslo_messaging.MessagingException as error:
+        except Exception as error:
             raise exception.AgentUnreachable(f"message bus: {error}") from error
 
 

@@ -82,10 +82,13 @@ class Connection:
             self._next_attempt = now + RETRY_S
             try:
                 self._open = self._opener(self._uri)
-                self._open.setKeepAlive(KEEPALIVE_S, KEEPALIVE_MISSED)
             except libvirt.libvirtError as error:
                 self._failure = str(error)
                 raise exception.LibvirtError(f"{self._uri}: {error}") from error
+            try:
+                self._open.setKeepAlive(KEEPALIVE_S, KEEPALIVE_MISSED)
+            except libvirt.libvirtError as error:
+                LOG.debug("No keepalive: %s", error)  # a driver within this process has none
             LOG.info("Connected to libvirt at %s", self._uri)
             return self._open
 

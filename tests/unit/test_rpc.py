@@ -77,6 +77,12 @@ def test_a_refusal_within_one_process_is_a_refusal_too(monkeypatch: pytest.Monke
         host_api(monkeypatch, exception.ConfigError("no")).describe("host1")
 
 
+def test_what_the_buss_driver_raises_means_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    # kombu's errors come through oslo.messaging as they are.
+    with pytest.raises(exception.AgentUnreachable, match="refused"):
+        host_api(monkeypatch, ConnectionRefusedError("refused")).describe("host1")
+
+
 def test_a_host_that_does_not_answer_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(exception.AgentUnreachable, match="host1"):
         host_api(monkeypatch, oslo_messaging.MessagingTimeout("timed out")).describe("host1")
