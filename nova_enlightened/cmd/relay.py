@@ -2,11 +2,9 @@
 """``nova-enlightened-relay``: run one relay, or look after those that run."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 import signal
 import socket
@@ -15,8 +13,6 @@ from collections.abc import Sequence
 
 from nova_enlightened import exception
 from nova_enlightened.transfer.spec import RelaySpec
-
-RELAY_NICENESS = -10
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,12 +51,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(spec_path: str, descriptor: int | None) -> int:
     # Imported here so that "status" and "--help" do not pay for numpy.
+    from nova_enlightened.transfer import niceness
     from nova_enlightened.transfer.destination import DestinationRelay
     from nova_enlightened.transfer.source import SourceRelay
 
-    with contextlib.suppress(PermissionError):
-        # A guest waits for every page, and the host it leaves is short of CPU.
-        os.setpriority(os.PRIO_PROCESS, 0, RELAY_NICENESS)
+    niceness.set_niceness(niceness.WAITED_FOR)
     spec = RelaySpec.from_json(pathlib.Path(spec_path).read_text())
     listener = socket.socket(fileno=descriptor) if descriptor is not None else None
     relay = (SourceRelay if spec.role == "source" else DestinationRelay)(spec, listener)

@@ -11,6 +11,7 @@ from nova_enlightened import exception
 from nova_enlightened.stream.events import NEED_DATA
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.stream.return_path import RequestPages, ReturnPath
+from nova_enlightened.transfer.niceness import FAIR, set_niceness
 from nova_enlightened.transfer.relay import MAIN, Relay
 from nova_enlightened.transfer.spec import RelaySpec
 
@@ -61,6 +62,7 @@ class DestinationRelay(Relay):
             channel.limit_buffer(QEMU_BUFFER)
 
     def _paced(self) -> None:
+        set_niceness(FAIR)
         for channel in self._channels.values():
             channel.limit_buffer(CALM_BUFFER)
 

@@ -14,6 +14,7 @@ from nova_enlightened.plan.injector import Worth
 from nova_enlightened.plan.transfer_plan import Pages
 from nova_enlightened.plan.window import RESEQUENCED, WindowLimits
 from nova_enlightened.stream.link_state import Role
+from nova_enlightened.transfer.niceness import FAIR, set_niceness
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
 from nova_enlightened.transfer.planning import Planner
 from nova_enlightened.transfer.qemu_socket import QemuSocket
@@ -171,6 +172,7 @@ class SourceRelay(Relay):
             self._calm = True
             self._link.limit.aim(CALM_DELAY_S)
             self._link.send_pace(CALM_ACK_S)
+            set_niceness(FAIR)
         session = self._link.session
         while sequencer.ready(Worth.DEMANDED) and session.attached:
             # The guest waits: these do not wait for room as well, while what is kept allows it.
