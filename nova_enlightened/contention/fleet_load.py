@@ -34,6 +34,7 @@ class FleetSpec:
     :param bound: share of the surged hosts whose VMs have all opted out.
     :param opted_out: share of all VMs that have.
     :param busy: CPUs wanted of those there are, before: its mean, and its spread over hosts.
+    :param filled: share of the memory for guests that they have at most, before.
     :param failing: share of evictions that fail.
     """
 
@@ -51,6 +52,7 @@ class FleetSpec:
     bound: float = 0.03
     opted_out: float = 0.10
     busy: tuple[float, float] = (0.45, 0.08)
+    filled: float = 0.9
     failing: float = 0.02
     bandwidth: int = 1_000_000_000
 
@@ -65,7 +67,7 @@ class FleetLoad:
         self.spec, self._rng = spec, rng
         count = spec.hosts * spec.vms_per_host
         self.host: Ints = np.repeat(np.arange(spec.hosts), spec.vms_per_host)
-        self.vcpus: Ints = rng.choice(np.array(VCPUS, np.int64), count)
+        self.vcpus = self._flavors()
         self.memory: Ints = self.vcpus * spec.memory_per_vcpu
         self.uuids = [f"{number:08x}-0000-4000-8000-{number:012x}" for number in range(count)]
         self.members: list[list[int]] = [
@@ -152,6 +154,16 @@ class FleetLoad:
         free = self._sum(self.wanted) <= self.spec.cpus
         level = np.where(free, 1.0, low)
         return np.minimum(self.wanted, level[self.host] * self.vcpus)
+
+    def _flavors(self) -> Ints:
+        """How many vCPUs each VM has, such that all of a host fit into its memory."""
+        spec = self.spec
+        most = int(spec.filled * (spec.memory - spec.host_memory)) // spec.memory_per_vcpu
+        drawn = self._rng.choice(np.array(VCPUS, np.int64), (spec.hosts, spec.vms_per_host))
+        for host in np.flatnonzero(drawn.sum(axis=1) > most).tolist():
+            while drawn[host].sum() > most and drawn[host].max() > 1:
+                drawn[host, drawn[host].argmax()] //= 2
+        return drawn.ravel()
 
     def _quiet(self) -> Floats:
         """CPUs each VM wants before the surge: unevenly spread within its host."""

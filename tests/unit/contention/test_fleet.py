@@ -6,7 +6,7 @@ import pytest
 
 from nova_enlightened.contention.evictions import Eviction, EvictionLimits
 from nova_enlightened.contention.fleet import Fleet
-from nova_enlightened.contention.fleet_load import FleetLoad, FleetSpec
+from nova_enlightened.contention.fleet_load import VCPUS, FleetLoad, FleetSpec
 from nova_enlightened.contention.victims import VictimLimits
 
 SMALL = FleetSpec(hosts=50, seconds=150, surge_to=25.0)
@@ -28,6 +28,13 @@ def test_a_surge_is_relieved_within_the_limits():
 def test_a_fleet_without_a_surge_moves_nobody():
     result = fleet(dataclasses.replace(SMALL, surged=0.0, seconds=60)).run()
     assert (result.evictions, result.others_struck) == (0, 0)
+
+
+def test_a_fleet_begins_as_placement_would_have_it():
+    load = FleetLoad(SMALL, np.random.default_rng(1))
+    most = SMALL.filled * (SMALL.memory - SMALL.host_memory)
+    assert np.bincount(load.host, load.memory).max() <= most
+    assert set(load.vcpus.tolist()) <= set(VCPUS)
 
 
 def test_the_same_seed_gives_the_same_trace():
