@@ -32,6 +32,12 @@ def _arguments() -> argparse.Namespace:
         help="what nova-compute runs (default: %(default)s)",
     )
     up.add_argument(
+        "--mode",
+        choices=("audit", "auto"),
+        default="audit",
+        help="whether the remediator says or does what it decides (default: %(default)s)",
+    )
+    up.add_argument(
         "--mbit",
         type=float,
         default=LINK_MBIT,
@@ -51,7 +57,12 @@ def _progress(text: str) -> None:
 
 
 def _up(wanted: argparse.Namespace) -> None:
-    cloud = Cloud(driver=wanted.driver, link_mbit=wanted.mbit or None, progress=_progress)
+    cloud = Cloud(
+        driver=wanted.driver,
+        mode=wanted.mode,
+        link_mbit=wanted.mbit or None,
+        progress=_progress,
+    )
     with endings.orderly():
         cloud.up()
     cloud.release()

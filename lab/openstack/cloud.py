@@ -21,13 +21,14 @@ from lab.namespaces import require_root
 from lab.network import CONTROL_ADDRESS, DATA_BRIDGE, PREFIX
 from lab.openstack import configuration, furnish, openrc, services, storage
 from lab.openstack.api import Api
-from lab.openstack.configuration import Driver
+from lab.openstack.configuration import Driver, Sections, Settings
 from lab.openstack.launch import Launch
 from lab.openstack.places import ALL, HOST_ADDRESS, TOP, Places
 from lab.openstack.services import Service
 
 LINK_MBIT = 400.0
 _HERE = Path(__file__).resolve().parent
+_STATE = "openstack.json"
 _WHERE = ("ctl", *HOSTS)
 _DATABASE_S = 15.0
 _METADATA = "Metadata-Version: 2.1\nName: lab-tap\nVersion: 1\n"
@@ -45,25 +46,29 @@ if [ -n "$2" ]; then ip addr add "$2" dev "$3"; fi
 class Cloud:
     """OpenStack on the laboratory ``lab``, whose hosts its compute hosts are.
 
-    ``driver``: what nova-compute runs. ``progress`` is told of every step.
+    ``driver``, ``mode`` and ``extra``: see ``configuration.Settings``. ``progress`` is told of
+    every step.
     """
 
     def __init__(
         self,
         *,
         driver: Driver = Driver.STOCK,
+        mode: str = "audit",
+        extra: Sections | None = None,
         run: Path | None = None,
         cache: Path | None = None,
         link_mbit: float | None = LINK_MBIT,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         self.places = Places.default(run, cache)
-        self.driver = driver
         self._progress = progress or (lambda _: None)
         first, *_, last = sorted(os.sched_getaffinity(0)) * 2
+        cpus = {"host1": first, "host2": last}
+        self.settings = Settings(driver, mode, cpus, link_mbit, extra or {})
         self.lab = Lab(
             cache=cache, run=self.places.run, link_mbit=link_mbit, progress=self._progress,
-            cpus={"host1": {first}, "host2": {last}},
+            cpus={name: {cpu} for name, cpu in cpus.items()},
         )  # fmt: skip
         holders = {name: host.holder for name, host in self.lab.hosts.items()}
         self._launch = Launch(self.places, {"ctl": self.lab.control, **holders})
@@ -146,7 +151,7 @@ class Cloud:
     def _write_configuration(self) -> None:
         etc = self.places.configuration
         etc.mkdir(parents=True, exist_ok=True)
-        for name, sections in configuration.files(self.places, self.driver).items():
+        for name, sections in configuration.files(self.places, self.settings).items():
             (etc / name).write_text(configuration.text(sections))
         # Nova's API looks for this beside its own file, whatever that says.
         shutil.copy(self.places.programs.parent / "etc/nova/api-paste.ini", etc)
@@ -173,7 +178,7 @@ class Cloud:
         for service in (bus, shared):
             launch.start(service)
         keystone, *others = services.interfaces(places)
-        working, self.missing = services.installed(services.workers(places, self.driver))
+        working, self.missing = services.installed(services.workers(places, self.settings.driver))
         if self.missing:
             self._progress(f"Not installed, and left out: {', '.join(self.missing)}")
         with ThreadPoolExecutor(2) as pool:
@@ -270,27 +275,24 @@ class Cloud:
 
     # --- from one process to the next ------------------------------------------------------
 
-    @property
-    def _state_file(self) -> Path:
-        return self.places.run / "openstack.json"
-
     def _write_state(self) -> None:
-        state = {"driver": str(self.driver), "missing": self.missing,
-                 "services": self._launch.describe()}  # fmt: skip
-        self._state_file.write_text(json.dumps(state, indent=1))
+        state = {"driver": self.settings.driver, "mode": self.settings.mode,
+                 "missing": self.missing, "services": self._launch.describe()}  # fmt: skip
+        (self.places.run / _STATE).write_text(json.dumps(state, indent=1))
 
     @classmethod
     def running(cls, *, run: Path | None = None, cache: Path | None = None) -> Cloud:
         """The cloud that is up in the run directory. Raises LabError where there is none."""
-        cloud = cls(run=run, cache=cache)
+        where = Places.default(run, cache).run
         try:
-            state = json.loads(cloud._state_file.read_text())
+            state = json.loads((where / _STATE).read_text())
         except (OSError, ValueError) as error:
             raise LabError(
-                f"no cloud is up in {cloud.places.run}: run `python -m lab.openstack up`"
+                f"no cloud is up in {where}: run `python -m lab.openstack up`"
             ) from error
+        cloud = cls(driver=Driver(state["driver"]), mode=state["mode"], run=run, cache=cache)
         cloud.lab.attach()
-        cloud.driver, cloud.missing = Driver(state["driver"]), state["missing"]
+        cloud.missing = state["missing"]
         return cloud
 
     def release(self) -> None:
@@ -335,7 +337,7 @@ class Cloud:
 
     def status(self) -> dict[str, Any]:
         """The first floor's status, every service and whether it lives, and the servers."""
-        state = json.loads(self._state_file.read_text())
+        state = json.loads((self.places.run / _STATE).read_text())
         alive = {
             f"{where}/{name}": processes.started_at(pid) == started
             for where, name, pid, started in state["services"]
@@ -346,8 +348,8 @@ class Cloud:
                 for server in cloud.compute.servers(all_projects=True)
             }
         )
-        return {**self.lab.status(), "driver": str(self.driver), "not installed": self.missing,
-                "services": alive, "servers": servers}  # fmt: skip
+        return {**self.lab.status(), "driver": state["driver"], "mode": state["mode"],
+                "not installed": self.missing, "services": alive, "servers": servers}  # fmt: skip
 
 
 __all__ = ["TOP", "Cloud"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lab.network import CONTROL_ADDRESS, MIGRATION_ADDRESS
@@ -13,6 +14,8 @@ Sections = Mapping[str, Mapping[str, object]]
 
 REGION = "lab"
 PHYSICAL_NETWORK = "data"
+_SCHEDULING = "nova_enlightened.scheduler"
+_FILTER, _WEIGHER = "filters.ContentionFilter", "weights.ContentionWeigher"
 BUS_PORT = 5672
 BUS = f"rabbit://guest:guest@{CONTROL_ADDRESS}:{BUS_PORT}/"
 RABBITMQ = f"""\
@@ -26,10 +29,26 @@ log.file = false
 
 
 class Driver(StrEnum):
-    """Which driver nova-compute runs."""
+    """Which driver nova-compute runs. All else is the same, this project's services too."""
 
     STOCK = "stock"
     ENLIGHTENED = "enlightened"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What differs from one cloud to the next.
+
+    ``mode``: the remediator's, audit or auto. ``cpus``: each host's processor for its guests.
+    ``link_mbit``: the migration link, None where it is not shaped. ``extra``: options of this
+    project's services, by section, over what the laboratory sets.
+    """
+
+    driver: Driver = Driver.STOCK
+    mode: str = "audit"
+    cpus: Mapping[str, int] = field(default_factory=dict)
+    link_mbit: float | None = None
+    extra: Sections = field(default_factory=dict)
 
 
 _COMPUTE_DRIVERS = {
@@ -165,6 +184,11 @@ def nova(places: Places) -> Sections:
         "wsgi": {"api_paste_config": places.programs.parent / "etc/nova/api-paste.ini"},
         "conductor": {"workers": 1},
         "scheduler": {"workers": 1, "discover_hosts_in_cells_interval": 5},
+        "filter_scheduler": {
+            "available_filters": ("nova.scheduler.filters.all_filters", f"{_SCHEDULING}.{_FILTER}"),
+            "enabled_filters": f"ComputeFilter,ImagePropertiesFilter,{_FILTER.rpartition('.')[2]}",
+            "weight_classes": f"nova.scheduler.weights.all_weighers,{_SCHEDULING}.{_WEIGHER}",
+        },
     }
 
 
@@ -204,8 +228,8 @@ def compute(places: Places, host: str, driver: Driver) -> Sections:
     }
 
 
-def enlightened(places: Places, host: str) -> Sections:
-    """nova-enlightened.conf of a compute host."""
+def enlightened(places: Places, host: str, settings: Settings) -> Sections:
+    """nova-enlightened.conf of a compute host, read after Nova's own file."""
     return {
         "enlightened": {
             "link_address": MIGRATION_ADDRESS[host],
@@ -213,21 +237,48 @@ def enlightened(places: Places, host: str) -> Sections:
             "link_tls_ca": places.run / "tls/ca.pem",
             "link_tls_certificate": places.run / f"tls/{host}.pem",
             "link_tls_key": places.run / f"tls/{host}.key",
+        },
+        "enlightened_agent": {
+            "guest_cpus": settings.cpus.get(host, ""),
+            "link_bandwidth": round(settings.link_mbit or 0),
+            # The whole machine's stalls, the other host's too, say nothing of this host.
+            "collectors": "libvirt,cgroups,processors,memory,link",
+        },
+    }
+
+
+def remediation(places: Places, settings: Settings) -> Sections:
+    """nova-enlightened.conf of ctl, read after Nova's own file."""
+    return {
+        "enlightened_remediation": {
+            **account(),
+            "mode": settings.mode,
+            "state_path": places.run / "ctl/remediator",
         }
     }
 
 
+def merged(sections: Sections, extra: Sections) -> Sections:
+    """``sections`` with what ``extra`` sets instead or besides."""
+    names = dict.fromkeys((*sections, *extra))
+    return {name: {**sections.get(name, {}), **extra.get(name, {})} for name in names}
+
+
 def text(sections: Sections) -> str:
-    """A configuration file. Values with ``$`` or ``%`` do not occur here."""
+    """A configuration file. A tuple is an option given several times; ``$`` and ``%`` are not
+    quoted, and do not occur here.
+    """
     lines: list[str] = []
     for section, options in sections.items():
         lines.append(f"[{section}]")
-        lines += [f"{name} = {value}" for name, value in options.items()]
+        for name, value in options.items():
+            values = value if isinstance(value, tuple) else (value,)
+            lines += [f"{name} = {each}" for each in values]
         lines.append("")
     return "\n".join(lines)
 
 
-def files(places: Places, driver: Driver) -> dict[str, Sections]:
+def files(places: Places, settings: Settings) -> dict[str, Sections]:
     """All of them by file name."""
     named = {
         "keystone.conf": keystone(places),
@@ -235,10 +286,12 @@ def files(places: Places, driver: Driver) -> dict[str, Sections]:
         "glance-api.conf": glance(places),
         "neutron.conf": neutron(places),
         "nova.conf": nova(places),
+        "ctl-enlightened.conf": merged(remediation(places, settings), settings.extra),
     }
     for host in HOST_ADDRESS:
-        named[f"{host}.conf"] = compute(places, host, driver)
-        named[f"{host}-enlightened.conf"] = enlightened(places, host)
+        named[f"{host}.conf"] = compute(places, host, settings.driver)
+        own = enlightened(places, host, settings)
+        named[f"{host}-enlightened.conf"] = merged(own, settings.extra)
     return named
 
 

@@ -106,24 +106,19 @@ def interfaces(places: Places) -> list[Service]:
 
 
 def workers(places: Places, driver: Driver) -> Iterator[Service]:
-    """Everything that works for the bus, and what each host needs besides.
-
-    Services of this package that are not installed are left out.
-    """
+    """Everything that works for the bus, and what each host needs besides."""
     etc = places.configuration
     ours = driver is Driver.ENLIGHTENED
-    for name in ("conductor", "scheduler"):
-        yield _worker(places, f"nova-{name}", "ctl", [etc / "nova.conf"])
+    nova, own = etc / "nova.conf", etc / "ctl-enlightened.conf"
+    yield _worker(places, "nova-conductor", "ctl", [nova])
+    yield _worker(places, "nova-scheduler", "ctl", [nova, own])
+    yield _worker(places, "nova-enlightened-remediator", "ctl", [nova, own])
     for host in HOST_ADDRESS:
         files = [etc / f"{host}.conf", etc / f"{host}-enlightened.conf"]
         yield Service("plugger", host, ("/bin/sh", str(_HERE / "neutron/plugger.sh"), DATA_BRIDGE))
-        if ours:
-            yield _worker(places, "nova-enlightened-agent", host, files)
+        yield _worker(places, "nova-enlightened-agent", host, files)
         compute = "nova-enlightened-compute" if ours else "nova-compute"
         yield _worker(places, compute, host, files if ours else files[:1])
-    if ours:
-        yield _worker(places, "nova-enlightened-remediator", "ctl",
-                      [etc / "nova.conf", etc / "ctl-enlightened.conf"])  # fmt: skip
 
 
 def _worker(places: Places, name: str, where: str, files: list[Path]) -> Service:
