@@ -19,3 +19,7 @@ def main() -> int:
         print(f"nova-enlightened-compute: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -27,8 +27,15 @@ def entry_points() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("namespace", "name", "target"), entry_points())
 def test_every_entry_point_can_be_loaded(namespace: str, name: str, target: str) -> None:
-    module, attribute = target.split(":")
-    assert callable(getattr(importlib.import_module(module), attribute))
+    module, _, attribute = target.partition(":")
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "nova":
+            raise
+        pytest.skip("needs Nova: loaded in tests/functional_nova")
+    # Where Nova asks for a module it calls the module's register().
+    assert callable(getattr(loaded, attribute or "register"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live migrations through Nova's API, conductor and compute services, with this driver."""
+
+from typing import Any
+
+import libvirt
+from nova.tests.fixtures import libvirt as fakelibvirt
+
+from nova_enlightened import exception
+from tests.functional_nova import base
+from tests.functional_nova.base import NO_ORDER, NOT_WANTED, ORDERED, RELAY_URI, RELAYS
+
+
+class TestUrgent(base.MigrationTestCase):
+    """An order stands."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.agent.answer = ORDERED
+
+    def test_it_goes_through_the_relays_in_post_copy_and_is_switched(self) -> None:
+        self.create()
+        call = self.migrate()
+        self.assertEqual(RELAY_URI, call["params"]["migrate_uri"])
+        self.assertTrue(call["flags"] & libvirt.VIR_MIGRATE_POSTCOPY)
+        self.assertTrue(self.switched.is_set())
+        self.assertEqual([("ordered", "wanted")], self.agent.decisions)
+        self.assertEqual([("src", RELAYS, "completed")], self.agent.ended)
+
+    def test_the_agent_of_the_source_is_asked_for_the_destination(self) -> None:
+        server = self.create()
+        self.migrate()
+        self.assertEqual(
+            [
+                {
+                    "host": "src",
+                    "instance": server["id"],
+                    "destination": "dest",
+                    "tls_required": False,
+                }
+            ],
+            self.agent.asked,
+        )
+
+    def test_nova_shows_it_in_post_copy_while_it_runs(self) -> None:
+        self.released.clear()
+        self.create()
+        self._live_migrate(self.server, "running (post-copy)", "MIGRATING", host="dest")
+        self.released.set()
+        self._wait_for_migration_status(self.server, ["completed"])
+        self._wait_for_state_change(self.server, "ACTIVE")
+
+    def test_it_can_be_neither_aborted_nor_forced_once_it_is_switched(self) -> None:
+        self.released.clear()
+        self.create()
+        self._live_migrate(self.server, "running (post-copy)", "MIGRATING", host="dest")
+        migration = self._wait_for_migration_status(self.server, ["running (post-copy)"])
+        url = f"/servers/{self.server['id']}/migrations/{migration['id']}"
+        self.admin_api.api_delete(url, check_response_status=[400])
+        self.admin_api.api_post(
+            f"{url}/action", {"force_complete": None}, check_response_status=[400]
+        )
+        self.released.set()
+        self._wait_for_migration_status(self.server, ["completed"])
+
+    def test_without_a_peer_it_is_switched_on_novas_own_channel(self) -> None:
+        self.agent.answer = NO_ORDER
+        self.create()
+        call = self.migrate()
+        self.assertNotIn("migrate_uri", call["params"])
+        self.assertTrue(self.switched.is_set())
+        self.assertEqual([("post-copy", "no_order")], self.agent.decisions)
+        self.assertEqual([], self.agent.ended)
+
+    def test_relays_that_refuse_do_not_fail_it(self) -> None:
+        self.failures = [base.failure(libvirt.VIR_ERR_OPERATION_FAILED, "the link was refused")]
+        self.create()
+        call = self.migrate()
+        self.assertEqual(2, len(self.calls))
+        self.assertNotIn("migrate_uri", call["params"])
+        self.assertEqual("post-copy relays_failed", " ".join(self.agent.decisions[-1]))
+        self.assertEqual("failed: the link was refused", self.agent.ended[0][2])
+
+    def test_one_that_libvirt_refuses_twice_is_rolled_back(self) -> None:
+        self.failures = [base.failure(libvirt.VIR_ERR_OPERATION_FAILED) for _ in range(2)]
+        self.create()
+        self._live_migrate(self.server, "error", "ERROR", host="dest", wait_for_fault_key=False)
+        server = self.admin_api.get_server(self.server["id"])
+        self.assertEqual("src", server["OS-EXT-SRV-ATTR:host"])
+        usage = self._get_provider_usages(self.compute_rp_uuids["dest"])
+        self.assertEqual(0, usage["VCPU"])
+
+    def test_allocations_follow_the_server(self) -> None:
+        self.create()
+        self.migrate()
+        for host, used in (("src", 0), ("dest", 1)):
+            usage = self._get_provider_usages(self.compute_rp_uuids[host])
+            self.assertEqual(used, usage["VCPU"], host)
+
+
+class TestUrgentWithTls(base.MigrationTestCase):
+    """Nova promises that guest memory crosses encrypted."""
+
+    NATIVE_TLS = True
+
+    def test_an_order_asks_for_an_encrypted_link_and_leaves_the_socket_plain(self) -> None:
+        self.agent.answer = ORDERED
+        self.create()
+        call = self.migrate()
+        self.assertTrue(self.agent.asked[0]["tls_required"])
+        self.assertFalse(call["flags"] & libvirt.VIR_MIGRATE_TLS)
+
+    def test_an_agent_that_cannot_promise_it_leaves_it_to_nova(self) -> None:
+        self.agent.answer = exception.AgentRefused("src: [enlightened] link_tls is off")
+        self.create()
+        call = self.migrate()
+        self.assertNotIn("migrate_uri", call["params"])
+        self.assertTrue(call["flags"] & libvirt.VIR_MIGRATE_TLS)
+        self.assertEqual([("stock", "agent_refused")], self.agent.decisions)
+
+    def test_without_a_peer_qemus_own_channel_is_encrypted(self) -> None:
+        self.agent.answer = NO_ORDER
+        self.create()
+        self.assertTrue(self.migrate()["flags"] & libvirt.VIR_MIGRATE_TLS)
+
+
+class TestLeftToNova(base.MigrationTestCase):
+    """What is not wanted, not allowed or not possible is Nova's."""
+
+    def assert_stock(self, reason: str, asked: bool) -> None:
+        call = self.migrate()
+        self.assertNotIn("migrate_uri", call["params"])
+        self.assertFalse(self.switched.is_set())
+        self.assertEqual([("stock", reason)], self.agent.decisions)
+        self.assertEqual(asked, bool(self.agent.asked))
+        self.assertEqual([], self.agent.ended)
+
+    def test_what_nobody_wants_is_asked_of_libvirt_exactly_as_novas_driver_does(self) -> None:
+        self.create()
+        ours = self._anonymous(self.migrate(), self.server)
+        self.agent.asked.clear()
+        self.flags(compute_driver="libvirt.LibvirtDriver")
+        self.start_computes("stock-src", "stock-dest")
+        self.create()
+        stock = self._anonymous(self.migrate(), self.server)
+        self.assertEqual([], self.agent.asked)
+        self.assertEqual(stock, ours)
+
+    def _anonymous(self, call: dict[str, Any], server: dict[str, Any]) -> str:
+        server = self.admin_api.get_server(server["id"])
+        text = repr(sorted(call.items()))
+        for key in ("id", "OS-EXT-SRV-ATTR:instance_name", "name"):
+            text = text.replace(server[key], key)
+        return text.replace(self.dest.host, "dest")
+
+    def test_not_wanted(self) -> None:
+        self.agent.answer = NOT_WANTED
+        self.create()
+        self.assert_stock("not_wanted", asked=True)
+
+    def test_agent_unreachable(self) -> None:
+        self.agent.answer = exception.AgentUnreachable("agent of src: timed out")
+        self.create()
+        self.assert_stock("agent_unreachable", asked=True)
+
+    def test_an_answer_of_another_version(self) -> None:
+        self.agent.answer = {"wanted": True, "ordered": True, "channel": 5}
+        self.create()
+        self.assert_stock("agent_answer", asked=True)
+
+    def test_forbidden_by_the_flavor(self) -> None:
+        self.agent.answer = ORDERED
+        flavor = self._create_flavor(extra_spec={"enlightened:post_copy": "forbidden"})
+        self.create(flavor_id=flavor)
+        self.assert_stock("forbidden", asked=False)
+
+    def test_forbidden_by_the_image(self) -> None:
+        self.agent.answer = ORDERED
+        self.create(image_uuid=self.image(enlightened_post_copy="forbidden"))
+        self.assert_stock("forbidden", asked=False)
+
+    def test_forbidden_by_a_word_nobody_defined(self) -> None:
+        self.agent.answer = ORDERED
+        self.create(image_uuid=self.image(enlightened_post_copy="perhaps"))
+        self.assert_stock("forbidden", asked=False)
+        self.assertIn("enlightened_post_copy is 'perhaps'", self.stdlog.logger.output)
+
+    def test_forbidden_by_the_owner(self) -> None:
+        self.agent.answer = ORDERED
+        self.create()
+        self.api.post_server_metadata(self.server["id"], {"enlightened:post_copy": "forbidden"})
+        self.assert_stock("forbidden", asked=False)
+
+    def test_forbidden_by_the_operator(self) -> None:
+        self.flags(post_copy="forbidden", group="enlightened")
+        self.agent.answer = ORDERED
+        self.create()
+        self.assert_stock("forbidden", asked=False)
+
+    def test_paused(self) -> None:
+        self.agent.answer = ORDERED
+        self.create()
+        self.api.post_server_action(self.server["id"], {"pause": {}})
+        self.server = self._wait_for_state_change(self.server, "PAUSED")
+        self._live_migrate(self.server, "completed", "PAUSED", host="dest")
+        self.assertEqual([("stock", "paused")], self.agent.decisions)
+        self.assertFalse(self.calls[-1]["flags"] & libvirt.VIR_MIGRATE_POSTCOPY)
+
+    def test_a_decision_that_fails_leaves_it_to_nova(self) -> None:
+        self.agent.answer = RuntimeError("unforeseen")  # type: ignore[assignment]
+        self.create()
+        self.assert_stock("error", asked=True)
+
+    def test_an_abort_is_novas(self) -> None:
+        self.released.clear()
+        self.create()
+        domain = self.src.driver._host.get_connection().lookupByUUIDString(self.server["id"])
+
+        def abort() -> None:
+            domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_CANCELLED
+            self.released.set()
+
+        domain.abortJob = abort
+        self._live_migrate(self.server, "running", "MIGRATING", host="dest")
+        migration = self._wait_for_migration_status(self.server, ["running"])
+        self.admin_api.api_delete(f"/servers/{self.server['id']}/migrations/{migration['id']}")
+        # Nova ends with either, as libvirt's error or its own monitor comes last.
+        self._wait_for_migration_status(self.server, ["cancelled", "error"])
+        self.assertEqual(1, len(self.calls))
+        self.assertEqual(
+            "src", self.admin_api.get_server(self.server["id"])["OS-EXT-SRV-ATTR:host"]
+        )
+
+    def test_force_complete_is_novas(self) -> None:
+        self.released.clear()
+        self.create()
+        self._live_migrate(self.server, "running", "MIGRATING", host="dest")
+        migration = self._wait_for_migration_status(self.server, ["running"])
+        self.assertFalse(self.switched.is_set())
+        self.admin_api.api_post(
+            f"/servers/{self.server['id']}/migrations/{migration['id']}/action",
+            {"force_complete": None},
+            check_response_status=[202],
+        )
+        self._wait_for_migration_status(self.server, ["running (post-copy)"])
+        self.assertTrue(self.switched.is_set())
+        self.released.set()
+        self._wait_for_migration_status(self.server, ["completed"])
+
+
+class TestPostCopyNotPermitted(base.MigrationTestCase):
+    """The operator has not turned Nova's post-copy on."""
+
+    PERMIT_POST_COPY = False
+
+    def test_an_order_is_not_carried_out(self) -> None:
+        self.agent.answer = ORDERED
+        self.create()
+        call = self.migrate()
+        self.assertFalse(call["flags"] & libvirt.VIR_MIGRATE_POSTCOPY)
+        self.assertEqual([("stock", "not_permitted")], self.agent.decisions)
+        self.assertEqual([], self.agent.asked)
