@@ -12,7 +12,7 @@ from typing import Final
 
 USER_HZ: Final = 100
 """Ticks a second in /proc/stat: fixed on every architecture that Nova runs on."""
-NANOSECONDS: Final = 1e-9
+SECOND_NS: Final = 1_000_000_000
 MOST_CPUS: Final = 8192
 """As many as CONFIG_NR_CPUS can say on x86."""
 
@@ -75,7 +75,7 @@ def run_delay(schedstat: str) -> float | None:
     words = schedstat.split()
     if len(words) < 2 or not words[1].isdecimal():
         return None
-    return int(words[1]) * NANOSECONDS
+    return int(words[1]) / SECOND_NS
 
 
 def is_vcpu(comm: str) -> bool:
@@ -119,5 +119,5 @@ def throttled_seconds(cpu_stat: str) -> float | None:
     if "throttled_usec" in numbers:
         return numbers["throttled_usec"] / 1e6
     if "throttled_time" in numbers:
-        return numbers["throttled_time"] * NANOSECONDS
+        return numbers["throttled_time"] / SECOND_NS
     return None

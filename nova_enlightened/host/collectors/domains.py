@@ -52,7 +52,7 @@ def delays(statistics: Mapping[str, Any], vcpus: int) -> float | None:
         for number in range(vcpus)
         if (delay := statistics.get(f"vcpu.{number}.delay")) is not None
     ]
-    return sum(found) * procfs.NANOSECONDS if found else None
+    return sum(found) / procfs.SECOND_NS if found else None
 
 
 def cpu_time(statistics: Mapping[str, Any], vcpus: int) -> float | None:
@@ -61,7 +61,7 @@ def cpu_time(statistics: Mapping[str, Any], vcpus: int) -> float | None:
     if whole is None:
         times = [statistics.get(f"vcpu.{number}.time") for number in range(vcpus)]
         whole = sum(time for time in times if time is not None) if any(times) else None
-    return None if whole is None else float(whole) * procfs.NANOSECONDS
+    return None if whole is None else float(whole) / procfs.SECOND_NS
 
 
 class DomainStatistics(Collector):
