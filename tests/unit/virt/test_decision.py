@@ -2,6 +2,8 @@
 """How a live migration goes: the order of the questions, and what follows from the answers."""
 
 import dataclasses
+import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from nova_enlightened.virt import decision
 from nova_enlightened.virt.decision import Facts, Kind, Reason
 from nova_enlightened.virt.permission import Permission
 
+PAGE = pathlib.Path(__file__).parents[3] / "doc/source/decide.rst"
 PLAIN = Facts(
     virt_type="kvm",
     block_migration=False,
@@ -109,3 +112,9 @@ def test_without_an_answer_the_migration_is_left_to_nova(
     made = decision.by_failure(error)
     assert (made.kind, made.reason) == (Kind.STOCK, reason)
     assert str(error) in made.words
+
+
+def test_the_documents_name_every_reason_in_the_order_it_is_looked_at() -> None:
+    named = re.findall(r"^``(\w+)``  ", PAGE.read_text().split("How does a migration go?")[1], re.M)
+    assert sorted(named) == sorted(Reason)
+    assert named[: len(WRONG)] == [reason for reason, _ in WRONG]
