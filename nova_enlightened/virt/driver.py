@@ -36,8 +36,14 @@ class EnlightenedLibvirtDriver(nova_driver.LibvirtDriver):  # type: ignore[misc]
         self._host_api: HostAPI | None = None
 
     def init_host(self, host: str) -> None:
-        """As Nova's. :raises ConfigError: options contradict each other."""
+        """As Nova's.
+
+        :raises ConfigError, ValueError: options that contradict each other, or one that is not
+            what it can be; nova-compute does not start.
+        """
         conf.check(CONF)
+        for option in ("post_copy", "guest_channel"):
+            CONF.enlightened[option]  # values are checked when they are read
         super().init_host(host)
 
     # --- the guest channel -------------------------------------------------------------------
@@ -151,7 +157,7 @@ class EnlightenedLibvirtDriver(nova_driver.LibvirtDriver):  # type: ignore[misc]
         try:
             relays = self._agent().end_eviction(host, migration=made.migration, outcome=outcome)
             LOG.debug("Relays of %s: %s", made.migration, relays, instance=instance)
-        except exception.EnlightenedError as error:
+        except Exception as error:  # it would take the place of the migration's own outcome
             LOG.warning("The agent was not told %r: %s", outcome, error, instance=instance)
 
     def _tell(self, instance: Any, host: str, dest: str, made: Decision) -> None:
@@ -163,7 +169,7 @@ class EnlightenedLibvirtDriver(nova_driver.LibvirtDriver):  # type: ignore[misc]
         )
         try:
             self._agent().note_decision(host, instance.uuid, made.kind.value, made.reason.value)
-        except exception.EnlightenedError as error:
+        except Exception as error:  # to count must not cost a migration
             LOG.debug("The decision is not counted: %s", error, instance=instance)
 
     def _agent(self) -> HostAPI:
