@@ -43,6 +43,14 @@ def _arguments() -> argparse.Namespace:
         default=LINK_MBIT,
         help="migration link, Mbit/s each way; 0 does not shape (default: %(default)s)",
     )
+    up.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_option,
+        metavar="SECTION.OPTION=VALUE",
+        help="an option of this project's services; may be given several times",
+    )
     commands.add_parser("stop", help="end every process; data stays, the next start is warm")
     commands.add_parser("wipe", help="stop, and remove the data")
     commands.add_parser("status", help="hosts, services and servers, as JSON")
@@ -52,14 +60,26 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _option(text: str) -> tuple[str, str, str]:
+    name, equals, value = text.partition("=")
+    section, dot, option = name.partition(".")
+    if not (equals and dot):
+        raise argparse.ArgumentTypeError(f"{text!r} is not SECTION.OPTION=VALUE")
+    return section, option, value
+
+
 def _progress(text: str) -> None:
     print(f"{time.monotonic() - _BEGAN:6.1f} s  {text}", flush=True)
 
 
 def _up(wanted: argparse.Namespace) -> None:
+    extra: dict[str, dict[str, str]] = {}
+    for section, option, value in wanted.set:
+        extra.setdefault(section, {})[option] = value
     cloud = Cloud(
         driver=wanted.driver,
         mode=wanted.mode,
+        extra=extra,
         link_mbit=wanted.mbit or None,
         progress=_progress,
     )

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server of Nova's as a guest of the laboratory: its work, its probe, where it runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import libvirt
+import libvirt_qemu
+
+from lab.errors import LabError
+from lab.hosts import Host
+from lab.openstack.furnish import IMAGE, NETWORK
+from lab.probe import Probe
+
+if TYPE_CHECKING:
+    from lab.openstack.cloud import Cloud
+
+#: guest/init.sh names the series of what it reports after its UUID; a name holds that much.
+_SERIES = 15
+_AGENT_S = 10
+_RESTART = """\
+sed -i '/^LAB_workload=/d; /^LAB_args=/d; /^LAB_name=/d' /etc/lab.env
+printf 'LAB_workload={workload}\\nLAB_args={arguments}\\nLAB_name={series}\\n' >> /etc/lab.env
+systemctl restart lab-workload.service
+"""
+
+
+class Server:
+    """Made by ``create``, or for a server that is there already.
+
+    ``series``: the name under which its guest reports what it does now.
+    """
+
+    def __init__(self, cloud: Cloud, uuid: str) -> None:
+        self._cloud = cloud
+        self._works = 0
+        self.uuid = uuid
+        self.series = uuid[:_SERIES]
+
+    @classmethod
+    def create(
+        cls, cloud: Cloud, name: str, host: str | None = None, flavor: str = "m1.lab",
+        **wanted: Any,
+    ) -> Server:  # fmt: skip
+        """A new server, on ``host`` where given; keywords are openstacksdk's ``create_server``.
+
+        It runs when this returns; its guest begins to boot. Raises LabError where Nova fails.
+        """
+
+        def ask(api: Any) -> Any:
+            compute = api.compute
+            if host is not None:
+                wanted["host"] = host
+            made = compute.create_server(
+                name=name,
+                image_id=api.image.find_image(IMAGE).id,
+                flavor_id=compute.find_flavor(flavor).id,
+                networks=[{"uuid": api.network.find_network(NETWORK).id}],
+                **wanted,
+            )
+            return compute.wait_for_server(made, status="ACTIVE", interval=0.5, wait=120)
+
+        server = cls(cloud, cloud.api.call(ask).id)
+        cloud.lab.collector.probe(server.series)
+        return server
+
+    @property
+    def probe(self) -> Probe:
+        """What its guest reports."""
+        return self._cloud.lab.collector.probe(self.series)
+
+    @property
+    def host(self) -> str:
+        """The compute host that Nova has it on."""
+        return self._cloud.api.host_of(self.uuid)
+
+    def domain(self) -> tuple[Host, libvirt.virDomain]:
+        """Where its processor runs, and the domain there. Raises LabError where nowhere."""
+        found = []
+        for host in self._cloud.lab.hosts.values():
+            try:
+                domain = host.connection.lookupByUUIDString(self.uuid)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
+                continue
+            if domain.isActive():
+                running = domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+                found.append((not running, host, domain))
+        if not found:
+            raise LabError(f"server {self.uuid} runs nowhere")
+        _, host, domain = min(found, key=lambda one: one[0])
+        return host, domain
+
+    def work(self, workload: str, *arguments: str, seconds: float = 90.0) -> None:
+        """Have it do other work, as ``GuestSpec.workload`` names it, and wait until it does.
+
+        Raises LabError where its guest agent, or its workload, does not come in time.
+        """
+        self._works += 1
+        self.series = f"{self.uuid[: _SERIES - 4]}.{self._works}"
+        text = _RESTART.format(workload=workload, arguments=",".join(arguments), series=self.series)
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self._execute(text)
+                break
+            except libvirt.libvirtError as error:
+                if time.monotonic() > deadline:
+                    raise LabError(f"the agent in {self.uuid}: {error}") from error
+                time.sleep(0.5)  # the guest boots; nothing tells when its agent listens
+        self.probe.wait_running(deadline - time.monotonic())
+
+    def _execute(self, text: str) -> None:
+        _, domain = self.domain()
+        arguments = {"path": "/bin/sh", "arg": ["-c", text]}
+        command = json.dumps({"execute": "guest-exec", "arguments": arguments})
+        libvirt_qemu.qemuAgentCommand(domain, command, _AGENT_S, 0)
+
+    def live_migrate(self, host: str | None = None) -> None:
+        """Ask Nova to; it goes on meanwhile."""
+        self._cloud.api.call(
+            lambda api: api.compute.live_migrate_server(self.uuid, host=host, block_migration=False)
+        )
+
+    def delete(self) -> None:
+        """Delete it, and wait until it is gone."""
+
+        def ask(api: Any) -> None:
+            server = api.compute.get_server(self.uuid)
+            api.compute.delete_server(server)
+            api.compute.wait_for_delete(server, interval=0.3, wait=60)
+
+        self._cloud.api.call(ask)
