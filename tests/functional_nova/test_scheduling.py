@@ -152,7 +152,7 @@ class TestScheduling(SchedulingTestBase):
         for garbage in (None, 7, {}, {"version": 1}, {**self.report("c").to_dict(), "level": 9}):
             self.bus._client.cast({}, "host_report", report=garbage)
         self.bus._client.cast({}, "stop")
-        self.tell(self.report("c"), self.report("b", Level.ACT, at=time.time()))
+        self.tell(self.report("d"))
         self._live_migrate(server)
         assert self.host_of(server) == "c"
 

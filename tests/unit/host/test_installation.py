@@ -3,6 +3,8 @@ import contextlib
 import os
 import pathlib
 import socket
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +17,13 @@ QEMU = (64055, 108)
 
 def reading(files: dict[str, str]) -> capability.Read:
     return files.get
+
+
+@pytest.fixture
+def short() -> Iterator[pathlib.Path]:
+    """A directory with a name that leaves room for sockets."""
+    with tempfile.TemporaryDirectory(prefix="ne-") as name:
+        yield pathlib.Path(name)
 
 
 def grades(found: Any) -> list[Grade]:
@@ -39,19 +48,19 @@ def test_userfaultfd_with_an_unknown_user_is_not_vouched_for() -> None:
     assert installation.userfaultfd(None, reading({capability.SYSCTL: "1"})).grade is Grade.WARN
 
 
-def test_a_run_directory_that_is_not_there_is_an_obstacle(tmp_path: pathlib.Path) -> None:
-    found = list(installation.run_directory(str(tmp_path / "none"), None))
+def test_a_run_directory_that_is_not_there_is_an_obstacle(short: pathlib.Path) -> None:
+    found = list(installation.run_directory(str(short / "none"), None))
     assert grades(found) == [Grade.FAIL]
     assert "mkdir" in found[0].remedy
 
 
-def test_a_run_directory_that_is_a_file_is_an_obstacle(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "run").touch()
-    assert grades(installation.run_directory(str(tmp_path / "run"), None)) == [Grade.FAIL]
+def test_a_run_directory_that_is_a_file_is_an_obstacle(short: pathlib.Path) -> None:
+    (short / "run").touch()
+    assert grades(installation.run_directory(str(short / "run"), None)) == [Grade.FAIL]
 
 
-def test_qemu_has_to_make_sockets_in_the_run_directory(tmp_path: pathlib.Path) -> None:
-    place = tmp_path / "run"
+def test_qemu_has_to_make_sockets_in_the_run_directory(short: pathlib.Path) -> None:
+    place = short / "run"
     place.mkdir()
     place.chmod(0o711)
     assert grades(installation.run_directory(str(place), QEMU)) == [Grade.FAIL]

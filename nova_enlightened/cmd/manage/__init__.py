@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nova-enlightened-manage``: what operators ask of an installation, and tell it."""
