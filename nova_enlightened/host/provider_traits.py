@@ -45,10 +45,12 @@ class Api(Protocol):
         """A response, of whatever status."""
 
 
-def connect(conf: cfg.ConfigOpts) -> Api | None:
-    """The placement API by the options of ``[placement]``; None where they name no credentials.
+def api(conf: cfg.ConfigOpts) -> Callable[[], Api] | None:
+    """What opens the placement API by the options of ``[placement]``; None without credentials.
 
-    :raises ConfigError: the options do not go together.
+    Opening it asks keystone, and raises ``PlacementError``.
+
+    :raises ConfigError: the options make no sense.
     """
     options.register_opts(conf)
     try:
@@ -56,13 +58,20 @@ def connect(conf: cfg.ConfigOpts) -> Api | None:
         if auth is None:
             return None
         session = loading.load_session_from_conf_options(conf, options.GROUP, auth=auth)
-        connection = openstack.connection.Connection(
-            session=session, oslo_conf=conf, service_types=[options.SERVICE_TYPE]
-        )
-        api: Api = connection.placement
     except (*_WRONG, cfg.Error) as error:
         raise exception.ConfigError(f"[{options.GROUP}]: {error}") from error
-    return api
+
+    def opened() -> Api:
+        try:
+            connection = openstack.connection.Connection(
+                session=session, oslo_conf=conf, service_types=[options.SERVICE_TYPE]
+            )
+            found: Api = connection.placement
+        except _WRONG as error:
+            raise exception.PlacementError(f"placement: {error}") from error
+        return found
+
+    return opened
 
 
 def wanted_traits(present: frozenset[str], ours: frozenset[str]) -> frozenset[str]:

@@ -23,7 +23,14 @@ from nova_enlightened import exception, rpc
 from nova_enlightened.conf import agent as agent_options
 from nova_enlightened.contention.detector import Detector
 from nova_enlightened.contention.report import HostReport, Level
-from nova_enlightened.host import capability, departure, files, hint_sources, provider_traits
+from nova_enlightened.host import (
+    capability,
+    departure,
+    files,
+    hint_sources,
+    procfs,
+    provider_traits,
+)
 from nova_enlightened.host.armed import ArmedGuests
 from nova_enlightened.host.arrivals import Arrivals
 from nova_enlightened.host.collectors import reading as readings
@@ -40,6 +47,7 @@ LOG = logging.getLogger(__name__)
 
 LOOK_S: Final = 5.0
 """Between two looks at relays and at what this host can do."""
+POLICIES: Final = "nova_enlightened.ordering_policies"
 ORDERS_FILE: Final = "orders.json"
 WILDCARDS: Final = frozenset({"0.0.0.0", "::"})
 LONGEST_SOCKET: Final = 107
@@ -98,6 +106,7 @@ class Agent:
         self.host = options.host or socket.gethostname()
         self._link_host = own_link_host(conf)
         self._link_name = options.link_name or self.host
+        _check_names(conf)
         kinds = _hint_sources(conf)
         self.metrics = Metrics()
         self.orders = KeptOrders(os.path.join(top, ORDERS_FILE))
@@ -152,10 +161,10 @@ class Agent:
         make_run_directory(self._conf.enlightened.run_directory, None)
         if options.metrics_port:
             self.metrics.serve(options.metrics_address, options.metrics_port)
-        api = provider_traits.connect(self._conf) if options.provider_traits else None
+        api = provider_traits.api(self._conf) if options.provider_traits else None
         if api is not None:
             self._traits = provider_traits.TraitKeeper(
-                lambda: provider_traits.ProviderTraits(api, self._connection.hostname())
+                lambda: provider_traits.ProviderTraits(api(), self._connection.hostname())
             )
             self._traits.start()
         elif options.provider_traits:
@@ -303,6 +312,16 @@ def _hint_sources(conf: cfg.ConfigOpts) -> list[type[hint_sources.HintSource]]:
     except exception.HintError as error:
         names = ",".join(conf.enlightened.hint_sources)
         raise exception.ConfigError(f"[enlightened] hint_sources = {names}: {error}") from error
+
+
+def _check_names(conf: cfg.ConfigOpts) -> None:
+    """Refuse what would only be found out by a relay, or each second. :raises ConfigError: it is."""
+    policy = conf.enlightened.ordering_policy
+    if not metadata.entry_points(group=POLICIES, name=policy):
+        raise exception.ConfigError(f"[enlightened] ordering_policy = {policy}: there is none")
+    cpus = conf[agent_options.GROUP].guest_cpus
+    if cpus and procfs.cpu_set(cpus) is None:
+        raise exception.ConfigError(f"[enlightened_agent] guest_cpus = {cpus}: no list of CPUs")
 
 
 def _version() -> str:
