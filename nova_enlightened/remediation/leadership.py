@@ -15,11 +15,25 @@ from typing import Any, Final
 import tooz
 from tooz import coordination
 
+from nova_enlightened import exception
+from nova_enlightened.conf import remediation as options
+
 LOG = logging.getLogger(__name__)
 
 LOCK: Final = b"nova-enlightened-remediator"
 LOOK_S: Final = 1.0
 CONFIRMED_FOR_S: Final = 8.0
+
+
+def check(url: str) -> None:
+    """:raises ConfigError: there is no driver for such a URL; says no password that is in it."""
+    try:
+        coordination.get_coordinator(url, b"check")
+    except (tooz.ToozError, RuntimeError, ImportError, ValueError) as error:  # stevedore's too
+        scheme = url.partition(":")[0]
+        raise exception.ConfigError(
+            f"[{options.GROUP}] backend_url = {scheme}:... has no driver that is installed"
+        ) from error
 
 
 class Leadership:
@@ -35,6 +49,7 @@ class Leadership:
         self._clock = clock
         self._coordinator: Any = None
         self._lock: Any = None
+        self._answered = True
         self._confirmed: float | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leadership", daemon=True)
@@ -62,9 +77,14 @@ class Leadership:
         try:
             holds = self._holds()
         except Exception as error:  # drivers let errors of their client libraries through
-            LOG.warning("The coordination backend does not answer: %s", error)
+            if self._answered:
+                LOG.warning("The coordination backend does not answer: %s", error)
+            self._answered = False
             self._leave()
             return
+        if not self._answered:
+            LOG.info("The coordination backend answers again")
+        self._answered = True
         if holds != (self._confirmed is not None):
             LOG.info("%s %s", "Leading as" if holds else "Not leading any more:", self._member)
         # From before the question: the answer may have been long on its way.

@@ -17,14 +17,13 @@ from nova_enlightened import rpc
 from nova_enlightened.conf import remediation as options
 from nova_enlightened.contention.report import HostReport, Level
 from nova_enlightened.contention.report_cache import MAX_HOSTS, ReportCache
-from nova_enlightened.remediation import decisions
+from nova_enlightened.remediation import decisions, leadership
 from nova_enlightened.remediation.announcements import Announcements, Outbox, PeerListener
 from nova_enlightened.remediation.arming import Arming
 from nova_enlightened.remediation.eviction import Steps, Timing
 from nova_enlightened.remediation.fleet_view import FleetView
 from nova_enlightened.remediation.jobs import Jobs
 from nova_enlightened.remediation.journal import Journal
-from nova_enlightened.remediation.leadership import Leadership
 from nova_enlightened.remediation.ledger import Ledger
 from nova_enlightened.remediation.metrics import Metrics
 from nova_enlightened.remediation.pursuit import Pursuit
@@ -44,6 +43,7 @@ class Service:
 
     :param name: of this instance, different for each on the bus and in the election.
     :param connect: makes the connection to the cloud, for tests.
+    :raises ConfigError: a policy or a backend is not installed.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class Service:
         self._outbox = Outbox()
         self._jobs = Jobs(WORKERS, self._wake)
         url = ours.backend_url or f"file://{pathlib.Path(ours.state_path, 'coordination')}"
-        self.leadership = Leadership(url, f"{name}:{os.getpid()}")
+        leadership.check(url)
+        self.leadership = leadership.Leadership(url, f"{name}:{os.getpid()}")
         self._reports = rpc.ReportListener(
             transport, f"remediator-{name}", ReportCache(ours.report_max_age), heard=self._heard
         )
