@@ -100,10 +100,12 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase):
         self.useFixture(
             fixtures.MonkeyPatch("nova_enlightened.virt.driver.HostAPI", lambda _: self.agent)
         )
+        self.shared_storage = True
         for question in ("_is_shared_block_storage", "_check_shared_storage_test_file"):
             self.useFixture(
-                fixtures.MockPatch(
-                    f"nova.virt.libvirt.driver.LibvirtDriver.{question}", return_value=True
+                fixtures.MonkeyPatch(
+                    f"nova.virt.libvirt.driver.LibvirtDriver.{question}",
+                    lambda *_, **__: self.shared_storage,
                 )
             )
         self.start_computes()
@@ -169,9 +171,9 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase):
         domain.complete_job()
 
     def create(self, **arguments: Any) -> Any:
-        """A server on the source host, without networks."""
-        host = self.src.host
-        self.server = self._create_server(host=host, networks="none", **arguments)
+        """A server on the source host, without networks unless told otherwise."""
+        wanted = {"networks": "none", **arguments}
+        self.server = self._create_server(host=self.src.host, **wanted)
         return self.server
 
     def image(self, **properties: str) -> str:

@@ -2,6 +2,7 @@
 """Live migrations through Nova's API, conductor and compute services, with this driver."""
 
 from typing import Any
+from unittest import mock
 
 import libvirt
 from nova.tests.fixtures import libvirt as fakelibvirt
@@ -9,6 +10,8 @@ from nova.tests.fixtures import libvirt as fakelibvirt
 from nova_enlightened import exception
 from tests.functional_nova import base
 from tests.functional_nova.base import NO_ORDER, NOT_WANTED, ORDERED, RELAY_URI, RELAYS
+
+LIBVIRT_DRIVER = "nova.virt.libvirt.driver.LibvirtDriver"
 
 
 class TestUrgent(base.MigrationTestCase):
@@ -89,6 +92,13 @@ class TestUrgent(base.MigrationTestCase):
         self.assertEqual("src", server["OS-EXT-SRV-ATTR:host"])
         usage = self._get_provider_usages(self.compute_rp_uuids["dest"])
         self.assertEqual(0, usage["VCPU"])
+
+    def test_a_port_follows_the_server(self) -> None:
+        port = self.neutron.port_1["id"]
+        self.create(networks=[{"port": port}])
+        self.migrate()
+        self.assertEqual(["dest"], list(self.neutron._port_bindings[port]))
+        self.assertEqual([("ordered", "wanted")], self.agent.decisions)
 
     def test_allocations_follow_the_server(self) -> None:
         self.create()
@@ -196,6 +206,19 @@ class TestLeftToNova(base.MigrationTestCase):
         self.agent.answer = ORDERED
         self.create()
         self.assert_stock("forbidden", asked=False)
+
+    def test_disks_that_have_to_be_copied(self) -> None:
+        self.agent.answer = ORDERED
+        self.shared_storage = False
+        self.create()
+        with (
+            mock.patch(f"{LIBVIRT_DRIVER}.get_instance_disk_info", return_value="[]"),
+            mock.patch(
+                f"{LIBVIRT_DRIVER}._live_migration_copy_disk_paths", return_value=([], ["vda"])
+            ),
+        ):
+            self.assert_stock("block_migration", asked=False)
+        self.assertEqual(["vda"], self.calls[-1]["params"]["migrate_disks"])
 
     def test_paused(self) -> None:
         self.agent.answer = ORDERED
