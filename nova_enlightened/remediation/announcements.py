@@ -61,12 +61,13 @@ class Outbox:
 
     def stop(self, timeout: float = 2.0) -> None:
         """Finish what waits, as far as that takes no longer than so many seconds."""
+        if self._thread.ident is None:
+            return
         try:
-            self._queue.put_nowait(None)
+            self._queue.put(None, timeout=timeout)
         except queue.Full:
             return
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         while (call := self._queue.get()) is not None:
