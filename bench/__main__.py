@@ -15,7 +15,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import contention, fleet, plots, redis, registry, relay, results, scattered, tables
+from bench import (
+    contention,
+    fleet,
+    monitor,
+    plots,
+    redis,
+    registry,
+    relay,
+    results,
+    scattered,
+    tables,
+)
 from bench.registry import Measure, UnknownMeasure
 from bench.results import Outcome
 from bench.session import FULL, QUICK, Options, Session
@@ -29,6 +40,7 @@ SCENARIOS: dict[str, Callable[[Session], Outcome]] = {
     "contention": contention.contention,
     "relay": relay.relay,
     "fleet": fleet.fleet,
+    "monitor": monitor.monitor,
 }
 NOT_QUICK = frozenset({"scattered_qemu10"})
 """Left out of a quick run that names nothing: it needs a second Debian."""
@@ -40,7 +52,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench",
         description="Measure migrations of real guests side by side: stock ways and ours.",
         epilog=f"Measures: {ids}. QUICK=1 and ONLY=id,id in the environment do the same as the "
-        "options. A full run takes about three quarters of an hour, a quick one under 8 minutes.",
+        "options. A full run takes about an hour, a quick one under 8 minutes.",
     )
     parser.add_argument(
         "--quick", action="store_true", default=bool(os.environ.get("QUICK")),
