@@ -23,7 +23,7 @@ from nova_enlightened.contention.victims import USUAL_PRIORITY, VmFacts, barred
 
 EVICTION_EXTRA_SPEC: Final = "enlightened:eviction"
 PRIORITY_EXTRA_SPEC: Final = "enlightened:priority"
-EVICTION_METADATA: Final = "enlightened.eviction"
+EVICTION_METADATA: Final = ("enlightened:eviction", "enlightened.eviction")
 NEVER: Final = "never"
 LIVE_MIGRATION: Final = "live-migration"
 MICROVERSION: Final = "2.80"
@@ -219,7 +219,7 @@ def server_of(found: Any) -> Server:
     opted_out = ""
     if specs.get(EVICTION_EXTRA_SPEC) == NEVER:
         opted_out = "by its flavor"
-    elif metadata.get(EVICTION_METADATA) == NEVER:
+    elif NEVER in map(metadata.get, EVICTION_METADATA):
         opted_out = "by its metadata"
     return Server(
         uuid=found.id,

@@ -51,9 +51,10 @@ def test_servers_of_one_host_are_told_as_they_are(api: NovaApi, state: NovaState
     ]
 
 
-def test_flavor_and_owner_may_both_say_never(api: NovaApi, state: NovaState) -> None:
+@pytest.mark.parametrize("key", ["enlightened:eviction", "enlightened.eviction"])
+def test_flavor_and_owner_may_both_say_never(api: NovaApi, state: NovaState, key: str) -> None:
     state.servers[VM1].extra_specs = {"enlightened:eviction": "never"}
-    state.servers[VM2].metadata = {"enlightened.eviction": "never"}
+    state.servers[VM2].metadata = {key: "never"}
     assert api.server(VM1).opted_out == "by its flavor"
     assert api.server(VM2).opted_out == "by its metadata"
 
