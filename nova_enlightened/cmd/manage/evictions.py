@@ -19,9 +19,9 @@ _COLUMNS: Final = (
     Column("From"),
     Column("To"),
     Column("State"),
-    Column("Relief predicted", right=True),
+    Column("Relief", right=True),
     Column("measured", right=True),
-    Column("Seconds predicted", right=True),
+    Column("Seconds", right=True),
     Column("measured", right=True),
     Column("Why"),
 )

@@ -17,15 +17,15 @@ ASKED_AT_ONCE: Final = 16
 _HOSTS: Final = (
     Column("Host"),
     Column("Level"),
-    Column("CPUs used", right=True),
+    Column("CPUs", right=True),
     Column("waiting", right=True),
-    Column("MiB available", right=True),
+    Column("MiB free", right=True),
     Column("of", right=True),
     Column("Guests", right=True),
     Column("armed", right=True),
     Column("leaving", right=True),
     Column("In order"),
-    Column("Age (s)", right=True),
+    Column("Age s", right=True),
     Column("Why"),
 )
 _ARMED: Final = (

@@ -18,6 +18,10 @@ from nova_enlightened.host.installation import Finding, Grade
 
 KIB_PER_MIB = 1024
 NOTHING = "-"
+GAP = 3
+"""Between two columns."""
+LAST = 24
+"""Characters that the last column of a table has at least."""
 STYLES = {
     Level.CALM.name: "green",
     Level.WARN.name: "yellow",
@@ -36,13 +40,26 @@ class Column:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows; what is too wide for the terminal goes on in the next line."""
+    """Print rows. Only the last column breaks its lines; nothing is left out where a terminal is
+    narrow, its lines are longer than it then.
+    """
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    last = columns[-1]
     for column in columns:
-        shown.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        shown.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            overflow="fold",
+            no_wrap=column is not last,
+        )
     for row in rows:
         shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    console().print(shown)
+    fixed = [
+        max(len(line[number]) for line in ([one.title for one in columns], *rows))
+        for number in range(len(columns) - 1)
+    ]
+    needed = sum(fixed) + GAP * len(columns) + LAST
+    console(max(console().width, needed)).print(shown)
 
 
 def findings(found: Iterable[Finding]) -> None:
@@ -66,9 +83,9 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def console() -> Console:
-    """Of standard output as it is now."""
-    return Console(soft_wrap=False, highlight=False)
+def console(width: int | None = None) -> Console:
+    """Of standard output as it is now. :param width: in place of the terminal's."""
+    return Console(width=width, highlight=False)
 
 
 def mebibytes(kib: float | None) -> str:

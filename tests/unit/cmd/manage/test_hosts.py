@@ -35,10 +35,14 @@ BUSY = dataclasses.replace(
 )
 
 
-def test_the_most_contended_host_is_listed_first(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("columns", ["200", "80", "20"])
+def test_the_most_contended_host_is_listed_first_on_any_terminal(
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    columns: str,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", columns)
     there = stage(tmp_path)
     there.reports += [CALM, BUSY]
     assert there.run("hosts") == 0
