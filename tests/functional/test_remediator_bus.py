@@ -133,7 +133,12 @@ def test_a_bus_that_hangs_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> N
     begun, hanging, done = threading.Event(), threading.Event(), []
     outbox = Outbox(most=2)
     outbox.start()
-    outbox.put(lambda: begun.set() or hanging.wait(30) and None)  # type: ignore[func-returns-value]
+
+    def hang() -> None:
+        begun.set()
+        hanging.wait(30)
+
+    outbox.put(hang)
     assert begun.wait(10)
     for number in range(10):
         outbox.put(lambda number=number: done.append(number))  # type: ignore[misc]
