@@ -141,6 +141,14 @@ MEASURES: tuple[Measure, ...] = (
         0.0,
         Better.LOWER,
     ),
+    Measure(
+        "monitor_core_percent_100_domains",
+        "monitor",
+        "the agent of a host with 100 guests, sampling each second: CPU time, of one core",
+        "%",
+        1.0,
+        Better.LOWER,
+    ),
 )
 
 BY_ID: dict[str, Measure] = {measure.id: measure for measure in MEASURES}

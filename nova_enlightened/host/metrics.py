@@ -1,16 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent tells Prometheus. One registry for each agent; served only where configured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import prometheus_client
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from nova_enlightened import exception
 from nova_enlightened.contention.report import HostReport
 
 PREFIX: Final = "nova_enlightened"
 ROLES: Final = ("source", "destination")
+KIB: Final = 1024
+
+
+class _Newest:
+    """The newest report, as gauges, made when somebody asks for them and not each second."""
+
+    def __init__(self) -> None:
+        self.report: HostReport | None = None
+        self.took = 0.0
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry."""
+        report = self.report
+        if report is None:
+            return
+        levels = _gauge("contention_level", "0 calm, 1 warn, 2 act", "resource")
+        for resource, level in (("cpu", report.cpu_level), ("memory", report.memory_level)):
+            levels.add_metric([resource], int(level))
+        yield levels
+        armed = sum(one.armed for one in report.domains)
+        for name, text, value in (
+            ("cpus_used", "CPUs in use", report.cpu_used),
+            ("cpus_waiting", "CPUs guests wanted and did not get", report.cpu_waiting),
+            ("memory_available_bytes", "memory to give", report.memory_available * KIB),
+            ("capable", "1 where guests can leave and arrive in their order", report.capable),
+            ("link_bytes_per_second", "migration traffic the link carries", report.bandwidth),
+            ("guests", "guests that run here", len(report.domains)),
+            ("guests_armed", "guests that sample which memory they use", armed),
+            ("sampling_seconds", "time the last sample took", self.took),
+        ):
+            yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=float(value))
+        waiting = _gauge("guest_cpus_waiting", "CPUs a guest did not get", "instance")
+        hot = _gauge("guest_hot_bytes", "memory an armed guest uses", "instance")
+        for one in report.domains:
+            waiting.add_metric([one.uuid], one.waiting)
+            if one.hot is not None:
+                hot.add_metric([one.uuid], one.hot * KIB)
+        yield from (waiting, hot)
+
+
+def _gauge(name: str, text: str, label: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=[label])
 
 
 class Metrics:
@@ -19,38 +62,28 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = prometheus_client.CollectorRegistry()
         self._server: Any = None
+        self._newest = _Newest()
+        self.registry.register(self._newest)
 
-        def gauge(name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Gauge:
-            return prometheus_client.Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
-
-        def counter(name: str, text: str, labels: Sequence[str]) -> prometheus_client.Counter:
+        def counter(name: str, text: str, *labels: str) -> prometheus_client.Counter:
             return prometheus_client.Counter(
                 f"{PREFIX}_{name}", text, labels, registry=self.registry
             )
 
-        self._level = gauge("contention_level", "0 calm, 1 warn, 2 act", ("resource",))
-        self._cpu_used = gauge("cpus_used", "CPUs in use")
-        self._cpu_waiting = gauge("cpus_waiting", "CPUs guests wanted and did not get")
-        self._memory = gauge("memory_available_bytes", "memory the host could give")
-        self._capable = gauge("capable", "1 where guests can leave and arrive in their order")
-        self._bandwidth = gauge("link_bytes_per_second", "migration traffic the link can carry")
-        self._guest_waiting = gauge(
-            "guest_cpus_waiting", "CPUs a guest wanted and did not get", ("instance",)
+        self._orders = prometheus_client.Gauge(
+            f"{PREFIX}_orders_standing",
+            "urgent orders no migration has taken yet",
+            registry=self.registry,
         )
-        self._guest_hot = gauge("guest_hot_bytes", "memory an armed guest uses", ("instance",))
-        self._domains = gauge("guests", "guests that run here")
-        self._armed = gauge("guests_armed", "guests that sample which memory they use")
-        self._orders = gauge("orders_standing", "urgent orders no migration has taken yet")
-        self._relays = gauge("relays_running", "relay processes", ("role",))
-        self._sampling = gauge("sampling_seconds", "time the last sample took")
-        self._prepared = counter(
-            "preparations", "migrations this host was asked to prepare", ("answer",)
+        self._relays = prometheus_client.Gauge(
+            f"{PREFIX}_relays_running", "relay processes", ("role",), registry=self.registry
         )
-        self._ended = counter("evictions", "ordered migrations that ended", ("outcome",))
+        self._prepared = counter("preparations", "migrations this host prepared", "answer")
+        self._ended = counter("evictions", "ordered migrations that ended", "outcome")
         self._decisions = counter(
-            "decisions", "live migrations nova-compute decided on", ("kind", "reason")
+            "decisions", "live migrations nova-compute decided on", "kind", "reason"
         )
-        self._failures = counter("sampling_failures", "samples a collector failed", ("collector",))
+        self._failures = counter("sampling_failures", "samples a collector failed", "collector")
 
     def serve(self, address: str, port: int) -> None:
         """Serve them. :raises ConfigError: the address or the port cannot be listened on."""
@@ -70,25 +103,9 @@ class Metrics:
             self._server.server_close()
             self._server = None
 
-    def reported(self, report: HostReport, took: float) -> None:
-        """A sample was taken. :param took: seconds."""
-        for resource, level in (("cpu", report.cpu_level), ("memory", report.memory_level)):
-            self._level.labels(resource).set(int(level))
-        self._cpu_used.set(report.cpu_used)
-        self._cpu_waiting.set(report.cpu_waiting)
-        self._memory.set(report.memory_available * 1024)
-        self._capable.set(report.capable)
-        self._bandwidth.set(report.bandwidth)
-        self._domains.set(len(report.domains))
-        self._armed.set(sum(one.armed for one in report.domains))
-        self._sampling.set(took)
-        # Guests that have gone must not be told of for ever.
-        self._guest_waiting.clear()
-        self._guest_hot.clear()
-        for one in report.domains:
-            self._guest_waiting.labels(one.uuid).set(one.waiting)
-            if one.hot is not None:
-                self._guest_hot.labels(one.uuid).set(one.hot * 1024)
+    def reported(self, report: HostReport | None, took: float = 0.0) -> None:
+        """A sample was taken; None: the host cannot be told of now. :param took: seconds."""
+        self._newest.report, self._newest.took = report, took
 
     def collector_failed(self, name: str) -> None:
         """A collector could not read what it reads."""

@@ -214,6 +214,7 @@ class Agent:
         except (exception.CollectorError, exception.LibvirtError) as error:
             LOG.debug("No report: %s", error)
             self._report = None
+            self.metrics.reported(None)
             self.armed.turn()
             return
         last, self._report = self._report, report
@@ -315,7 +316,7 @@ def _hint_sources(conf: cfg.ConfigOpts) -> list[type[hint_sources.HintSource]]:
 
 
 def _check_names(conf: cfg.ConfigOpts) -> None:
-    """Refuse what would only be found out by a relay, or each second. :raises ConfigError: it is."""
+    """Refuse what only a relay, or each sample, would find out. :raises ConfigError: naming it."""
     policy = conf.enlightened.ordering_policy
     if not metadata.entry_points(group=POLICIES, name=policy):
         raise exception.ConfigError(f"[enlightened] ordering_policy = {policy}: there is none")
