@@ -46,13 +46,13 @@ MOST_CALLS: Final = 32
 """Calls of one process that may be under way, or stuck, at once."""
 
 
-def get_transport(conf: cfg.ConfigOpts) -> oslo_messaging.Transport:
-    """The bus of ``transport_url``; no connection is made yet.
+def get_transport(conf: cfg.ConfigOpts, url: str | None = None) -> oslo_messaging.Transport:
+    """The bus of ``transport_url``, or of `url`; no connection is made yet.
 
     The default exchange is left alone: in a process of Nova it is Nova's. Targets here name theirs.
     """
     register_library_opts(conf)
-    return oslo_messaging.get_rpc_transport(conf)
+    return oslo_messaging.get_rpc_transport(conf, url=url)
 
 
 def register_library_opts(conf: cfg.ConfigOpts) -> None:

@@ -23,6 +23,19 @@ scheduler hosts have to agree to well within this; if the filter never refuses a
 ``nova-enlightened-manage hosts`` shows as contended, compare them.
 """,
     ),
+    cfg.MultiStrOpt(
+        "transport_url",
+        default=[],
+        secret=True,
+        help="""
+Message bus of a cell whose compute hosts report on it, as ``nova-manage cell_v2 list_cells``
+shows it. May be given several times, once for each cell.
+
+Without any it is the scheduler's own ``[DEFAULT] transport_url``, which is right where all
+services of Nova share one bus. Where cells have their own, hosts of a cell that is not named here
+are unknown, and treated as stock Nova would treat them.
+""",
+    ),
     cfg.BoolOpt(
         "filter_migrations",
         default=True,

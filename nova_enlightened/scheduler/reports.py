@@ -9,7 +9,7 @@ unknown to it.
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import oslo_messaging
@@ -36,14 +36,52 @@ class Listener(Protocol):
         """What every host last said, if that is fresh."""
 
 
+class Listeners:
+    """One for each bus that hosts report on."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = listeners
+
+    def start(self) -> None:
+        """See :class:`Listener`."""
+        for listener in self._listeners:
+            listener.start()
+
+    def stop(self) -> None:
+        """See :class:`Listener`."""
+        for listener in self._listeners:
+            listener.stop()
+
+    def current(self) -> list[HostReport]:
+        """See :class:`Listener`. Of a host that is heard on two, what it said last."""
+        if len(self._listeners) == 1:
+            return self._listeners[0].current()
+        newest: dict[str, HostReport] = {}
+        for listener in self._listeners:
+            for report in listener.current():
+                held = newest.setdefault(report.host, report)
+                if report.at > held.at:
+                    newest[report.host] = report
+        return list(newest.values())
+
+
 def listen(conf: cfg.ConfigOpts) -> Listener:
-    """A listener on the bus of this scheduler, not started yet.
+    """A listener on every bus that is configured, not started yet.
 
     All workers of a host go by one name: each has a fanout queue of its own anyway, and a queue
     for each name would be left behind with every restart.
     """
-    cache = ReportCache(conf[options.GROUP].report_max_age)
-    return rpc.ReportListener(rpc.get_transport(conf), f"scheduler-{conf.host}", cache)
+    ours = conf[options.GROUP]
+    return Listeners(
+        [
+            rpc.ReportListener(
+                rpc.get_transport(conf, url),
+                f"scheduler-{conf.host}",
+                ReportCache(ours.report_max_age),
+            )
+            for url in ours.transport_url or [None]
+        ]
+    )
 
 
 class Reports:

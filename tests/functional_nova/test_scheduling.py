@@ -142,7 +142,8 @@ class TestScheduling(SchedulingTestBase):
         server = self.server_on("a")
         self.tell(self.home(server), self.report("b", Level.ACT), self.report("c", Level.ACT))
         later = time.time() + 60.0
-        with mock.patch.object(self.heard._listener, "_clock", return_value=later):
+        (listener,) = self.heard._listener._listeners
+        with mock.patch.object(listener, "_clock", return_value=later):
             self._live_migrate(server)
         assert self.host_of(server) in ("b", "c")
 

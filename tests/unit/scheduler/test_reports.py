@@ -7,7 +7,8 @@ import oslo_messaging
 import pytest
 from oslo_config import cfg
 
-from nova_enlightened.contention.report import HostReport
+from nova_enlightened.conf import scheduler as options
+from nova_enlightened.contention.report import HostReport, Level
 from nova_enlightened.scheduler import reports
 from tests.unit.scheduler.requests import report
 
@@ -68,6 +69,45 @@ def test_a_bus_that_cannot_be_used_leaves_every_host_unknown(
         assert heard.current() == []
         assert heard.current() == []
     assert len(caplog.records) == 1
+
+
+class Bus(Ear):
+    """One that has heard this."""
+
+    def __init__(self, *told: HostReport) -> None:
+        super().__init__([])
+        self._told = list(told)
+
+    def current(self) -> list[HostReport]:
+        return self._told
+
+
+def test_hosts_of_all_cells_are_heard() -> None:
+    cells = reports.Listeners([Bus(report("a"), report("b")), Bus(report("c"))])
+    assert sorted(one.host for one in cells.current()) == ["a", "b", "c"]
+
+
+def test_of_a_host_that_is_heard_on_two_buses_the_last_word_counts() -> None:
+    older, newer = report("a", at=1.0), report("a", Level.ACT, at=2.0)
+    for told in ((older, newer), (newer, older)):
+        assert reports.Listeners([Bus(one) for one in told]).current() == [newer]
+
+
+@pytest.mark.parametrize(
+    "urls, expected", [([], [None]), (["fake://one", "fake://two"], ["fake://one", "fake://two"])]
+)
+def test_every_bus_that_is_configured_is_listened_on(
+    monkeypatch: pytest.MonkeyPatch, urls: list[str], expected: list[str | None]
+) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(reports.rpc, "get_transport", lambda _, url: asked.append(url))
+    monkeypatch.setattr(reports.rpc, "ReportListener", lambda *_: Bus())
+    config = cfg.ConfigOpts()
+    config.register_opts([cfg.StrOpt("host", default="controller")])
+    options.register_opts(config)
+    config.set_override("transport_url", urls, group=options.GROUP)
+    reports.listen(config)
+    assert asked == expected
 
 
 def test_a_configuration_has_one_for_all_that_ask() -> None:
