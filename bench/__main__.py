@@ -15,7 +15,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import contention, fleet, plots, redis, registry, relay, results, scattered, tables
+from bench import (
+    contention,
+    fleet,
+    monitor,
+    plots,
+    redis,
+    registry,
+    relay,
+    results,
+    scattered,
+    tables,
+)
 from bench.registry import Measure, UnknownMeasure
 from bench.results import Outcome
 from bench.session import FULL, QUICK, Options, Session
@@ -29,6 +40,7 @@ SCENARIOS: dict[str, Callable[[Session], Outcome]] = {
     "contention": contention.contention,
     "relay": relay.relay,
     "fleet": fleet.fleet,
+    "monitor": monitor.monitor,
 }
 NOT_QUICK = frozenset({"scattered_qemu10"})
 """Left out of a quick run that names nothing: it needs a second Debian."""
