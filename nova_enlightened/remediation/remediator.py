@@ -119,7 +119,10 @@ class Remediator:
         self._heard.put(record)
 
     def tick(self) -> None:
-        """Do what is due."""
+        """Do what is due.
+
+        :raises JournalError: this instance is to lead and cannot read the journal: another should.
+        """
         now = self._parts.clock()
         reports = self._parts.reports.current()
         self._hear_peers()
@@ -168,12 +171,7 @@ class Remediator:
 
     def _begin_to_lead(self, now: float) -> None:
         parts = self._parts
-        try:
-            parts.ledger.load(now)
-        except exception.JournalError as error:
-            parts.metrics.failed("journal")
-            LOG.error("Not leading without the journal: %s", error)
-            return
+        parts.ledger.load(now)
         self._leading = True
         self._reconcile_at = 0.0
         for record in parts.ledger.under_way():

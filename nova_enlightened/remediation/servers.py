@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 import openstack
+import openstack.config
 import openstack.connection
 from keystoneauth1 import exceptions as keystone_errors
 from keystoneauth1 import loading
@@ -184,13 +185,14 @@ class NovaApi:
 def check(conf: cfg.ConfigOpts) -> None:
     """:raises ConfigError: the configuration does not say how the API is reached."""
     ours = conf[options.GROUP]
-    if ours.os_cloud or ours.auth_section:
-        return
-    if not ours.auth_type:
+    if not (ours.os_cloud or ours.auth_section or ours.auth_type):
         raise exception.ConfigError(f"[{options.GROUP}] has neither os_cloud nor auth_type")
     try:
-        loading.load_auth_from_conf_options(conf, options.GROUP)
-    except (keystone_errors.ClientException, cfg.Error) as error:
+        if ours.os_cloud:
+            openstack.config.OpenStackConfig().get_one(cloud=ours.os_cloud)
+        else:
+            loading.load_auth_from_conf_options(conf, options.GROUP)
+    except (sdk_errors.SDKException, keystone_errors.ClientException, cfg.Error) as error:
         raise exception.ConfigError(f"[{options.GROUP}] {error}") from error
 
 
@@ -200,7 +202,10 @@ def connection(conf: cfg.ConfigOpts) -> Any:
     region = ours.region_name or None
     if ours.os_cloud:
         return openstack.connect(
-            cloud=ours.os_cloud, region_name=region, compute_default_microversion=MICROVERSION
+            cloud=ours.os_cloud,
+            region_name=region,
+            api_timeout=ours.timeout,
+            compute_default_microversion=MICROVERSION,
         )
     auth = loading.load_auth_from_conf_options(conf, options.GROUP)
     session = loading.load_session_from_conf_options(conf, options.GROUP, auth=auth)

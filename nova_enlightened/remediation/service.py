@@ -13,7 +13,7 @@ from typing import Any, Final
 import oslo_messaging
 from oslo_config import cfg
 
-from nova_enlightened import rpc
+from nova_enlightened import exception, rpc
 from nova_enlightened.conf import remediation as options
 from nova_enlightened.contention.report import HostReport, Level
 from nova_enlightened.contention.report_cache import MAX_HOSTS, ReportCache
@@ -90,12 +90,18 @@ class Service:
         LOG.info("Remediating in mode %s", self._conf.mode)
 
     def run(self) -> None:
-        """Go on until :meth:`ask_to_stop`; in the thread that called :meth:`start`."""
+        """Go on until :meth:`ask_to_stop`; in the thread that called :meth:`start`.
+
+        :raises JournalError: the journal cannot be read; whoever starts this again gives another
+            instance time to lead.
+        """
         tick = min(TICK_S, self._conf.follow_interval)
         while not self._stopping.is_set():
             self._wake.clear()
             try:
                 self._remediator.tick()
+            except exception.JournalError:
+                raise
             except Exception:  # whatever it was, hosts still need to be watched
                 LOG.exception("A round was cut short")
             if not self._stopping.wait(BREATH_S):

@@ -130,3 +130,31 @@ def test_a_configuration_without_credentials_is_refused(tmp_path: pathlib.Path) 
 def test_an_auth_type_that_is_not_installed_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(exception.ConfigError, match="telepathy"):
         servers.check(configured(tmp_path, "auth_type = telepathy"))
+
+
+def clouds(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A ``clouds.yaml`` with one cloud in it."""
+    file = tmp_path / "clouds.yaml"
+    file.write_text(f"clouds: {{lab: {{auth_type: none, auth: {{endpoint: '{url}'}}}}}}")
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(file))
+
+
+def test_a_cloud_may_be_named_instead(
+    state: NovaState, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.servers[VM1].extra_specs = {"enlightened:eviction": "never"}
+    with FakeNovaApi(state) as server:
+        clouds(tmp_path, monkeypatch, server.url)
+        conf = configured(tmp_path, "os_cloud = lab")
+        servers.check(conf)
+        api = NovaApi(conf)
+        assert api.server(VM1).opted_out
+        api.close()
+
+
+def test_a_cloud_that_is_not_there_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clouds(tmp_path, monkeypatch, "http://127.0.0.1:1")
+    with pytest.raises(exception.ConfigError, match="moon"):
+        servers.check(configured(tmp_path, "os_cloud = moon"))
