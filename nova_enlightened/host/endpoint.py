@@ -34,6 +34,7 @@ class HostEndpoint:
     """Methods called from the bus, in threads of its server. They raise ``EnlightenedError``.
 
     :param describe: answers what this host is and can.
+    :param announce: called when an order was placed.
     """
 
     target = oslo_messaging.Target(version=rpc.HOST_VERSION)
@@ -47,6 +48,7 @@ class HostEndpoint:
         arrivals: Arrivals,
         upkeep: RelayUpkeep,
         metrics: Metrics,
+        announce: Callable[[], None] = lambda: None,
     ) -> None:
         self._describe = describe
         self._armed = armed
@@ -55,6 +57,7 @@ class HostEndpoint:
         self._arrivals = arrivals
         self._upkeep = upkeep
         self._metrics = metrics
+        self._announce = announce
 
     @expected
     def describe(self, context: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class HostEndpoint:
     ) -> dict[str, Any]:
         """Place an order; the guest is armed as well, which costs nothing if it is already."""
         order = self._orders.place(_instance(instance), str(cause), _seconds(ttl))
+        self._announce()
         self._armed.arm([instance])
         LOG.info("Urgent order for %s: %s", instance, order.cause)
         return {"until": order.until}

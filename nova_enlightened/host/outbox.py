@@ -21,6 +21,8 @@ def is_due(report: HostReport, last: HostReport | None, interval: float) -> bool
     """
     if last is None or report.level is not Level.CALM or last.level is not Level.CALM:
         return True
+    if report.urgent != last.urgent:
+        return True
     return report.capable != last.capable or report.at - last.at >= interval or report.at < last.at
 
 

@@ -5,6 +5,7 @@ Native threads, one for each thing that may have to wait: the bus, libvirt, plac
 part that waits or fails never holds up another.
 """
 
+import dataclasses
 import logging
 import os
 import pathlib
@@ -58,6 +59,14 @@ DIRECTORY_MODE: Final = 0o1771
 """QEMU's group makes its sockets in it; nobody removes another's."""
 
 
+KIB: Final = 1024
+NOVA_OPTS: Final = [
+    cfg.IntOpt("reserved_host_cpus", default=0, min=0),
+    cfg.IntOpt("reserved_host_memory_mb", default=512, min=0),
+]
+"""Nova's own, in its ``[DEFAULT]``, for an agent that is started with Nova's file too."""
+
+
 def own_link_host(conf: cfg.ConfigOpts) -> str:
     """Address by which other hosts reach this one's relays."""
     configured = conf[agent_options.GROUP].link_host or conf.enlightened.link_address
@@ -100,6 +109,7 @@ class Agent:
         cast: Callable[[HostReport], None],
     ) -> None:
         self._conf = conf
+        conf.register_opts(NOVA_OPTS)
         self._options = options = conf[agent_options.GROUP]
         self._connection = connection
         top = conf.enlightened.run_directory
@@ -151,6 +161,7 @@ class Agent:
             Arrivals(conf, self._link_host, self.upkeep),
             self.upkeep,
             self.metrics,
+            self.announce,
         )
 
     # -- life -------------------------------------------------------------------------------
@@ -208,8 +219,8 @@ class Agent:
         self._trouble = reading.trouble
         try:
             identity = Identity(self.host, self._connection.hostname())
-            report = self._sampler.report(
-                reading, identity, began, time.time(), not self._why_not()
+            report = self._with_own(
+                self._sampler.report(reading, identity, began, time.time(), not self._why_not())
             )
         except (exception.CollectorError, exception.LibvirtError) as error:
             LOG.debug("No report: %s", error)
@@ -275,6 +286,23 @@ class Agent:
             ],
             "relays": list(self.upkeep.running()),
         }
+
+    def announce(self) -> None:
+        """Report now what has been ordered since the last sample: the scheduler, which is asked
+        for a destination next, knows an urgent move by it.
+        """
+        report = self._report
+        if report is not None:
+            self._outbox.offer(self._with_own(dataclasses.replace(report, at=time.time())))
+
+    def _with_own(self, report: HostReport) -> HostReport:
+        """With what no sample tells."""
+        return dataclasses.replace(
+            report,
+            urgent=tuple(one.instance for one in self.orders.standing()),
+            reserved_cpus=self._conf.reserved_host_cpus,
+            reserved_memory=self._conf.reserved_host_memory_mb * KIB,
+        )
 
     def _why_not(self) -> tuple[str, ...]:
         return self._obstacles + self._trouble

@@ -120,6 +120,7 @@ def test_the_defaults_are_the_detectors_own() -> None:
         (report(100.0, Level.ACT), report(100.5, Level.ACT), True),
         (report(100.0, Level.WARN), report(100.5), True),
         (report(100.0), report(100.5, capable=False), True),
+        (report(100.0), report(100.5, urgent=("server",)), True),
         (report(100.0), report(50.0), True),
     ],
 )

@@ -9,12 +9,27 @@ import pytest
 
 from nova_enlightened import conf as options
 from nova_enlightened import exception
-from nova_enlightened.contention.report import HostReport
+from nova_enlightened.contention.report import HostReport, Level
 from nova_enlightened.host import service
 from nova_enlightened.host.collectors import reading
 from nova_enlightened.host.collectors.reading import Collector, Reading
 from tests.unit.host.captured import CAPABILITIES
 
+SERVER = "6a8c3ba0-3a1c-4b0e-9a3e-1f2d3c4b5a69"
+REPORT = HostReport(
+    host="host1",
+    node="node1",
+    at=0.0,
+    level=Level.CALM,
+    reason="",
+    cpu_level=Level.CALM,
+    memory_level=Level.CALM,
+    cpus=2,
+    cpu_used=0.0,
+    cpu_waiting=0.0,
+    memory_total=1,
+    memory_available=1,
+)
 WHOLE = Reading(cpus=2, cpu_busy=1.0, memory_total=10, memory_available=5, domains=())
 
 
@@ -107,6 +122,26 @@ def test_trouble_of_the_link_makes_it_unfit_for_the_moment(
     scene.agent.sample()
     said = scene.agent.describe()
     assert (said["capable"], said["obstacles"]) == (False, ["eth1 has no carrier"])
+
+
+def test_an_urgent_order_is_reported_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: list[HostReport] = []
+    monkeypatch.setattr(scene.agent._outbox, "offer", offered.append)
+    scene.agent.endpoint.order_urgent({}, SERVER, "cause", 60.0)
+    assert offered == []  # there is no sample yet
+    scene.agent.sample()
+    scene.agent.endpoint.withdraw_urgent({}, SERVER)
+    scene.agent.sample()
+    scene.agent.endpoint.order_urgent({}, SERVER, "cause", 60.0)
+    assert [one.urgent for one in offered] == [(SERVER,), (), (SERVER,)]
+    assert offered[-1].at > offered[-2].at
+
+
+def test_what_nova_reserves_for_the_host_is_reported(tmp_path: pathlib.Path) -> None:
+    made = Scene(tmp_path, "[DEFAULT]", "reserved_host_cpus = 2", "reserved_host_memory_mb = 4096")
+    bare = made.agent._with_own(REPORT)
+    assert (bare.reserved_cpus, bare.reserved_memory) == (2, 4 << 20)
+    made.agent.stop()
 
 
 def test_without_libvirt_it_reports_nothing_and_goes_on(scene: Scene) -> None:
