@@ -20,17 +20,16 @@ KIB: Final = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Offer:
-    """What Nova's scheduler knows of a host. What is reserved for the host counts as used.
+    """What Nova's scheduler knows of a host's inventory; `memory` in MiB.
 
-    :param cpus, cpus_used: of its inventory, in allocations; `memory` likewise, MiB.
+    What is allocated of it is left out: Placement has offered this host for the request, by
+    ratios that an operator may have set there only, and allocations that Nova hears of later.
     """
 
     host: str
     cpus: int
-    cpus_used: int
     cpu_ratio: float
     memory: int
-    memory_used: int
     memory_ratio: float
 
 
@@ -41,10 +40,8 @@ def offer(state: Any) -> Offer:
     return Offer(
         host=state.host,
         cpus=state.vcpus_total,
-        cpus_used=state.vcpus_used,
         cpu_ratio=state.cpu_allocation_ratio or 1.0,
         memory=state.total_usable_ram_mb,
-        memory_used=state.total_usable_ram_mb - state.free_ram_mb,
         memory_ratio=state.ram_allocation_ratio or 1.0,
     )
 
@@ -170,13 +167,10 @@ def _fit(
 
 
 def _inventories(host: Offer, report: HostReport) -> dict[str, destinations.Inventory]:
-    """As Placement has them, which Nova's scheduler does not keep."""
-    cpus, memory = report.reserved_cpus, report.reserved_memory // KIB
+    """What the operator offers. Nothing is used of it: see :class:`Offer`."""
     return {
-        destinations.VCPU: destinations.Inventory(
-            host.cpus, cpus, host.cpu_ratio, max(0, host.cpus_used - cpus)
-        ),
+        destinations.VCPU: destinations.Inventory(host.cpus, report.reserved_cpus, host.cpu_ratio),
         destinations.MEMORY_MB: destinations.Inventory(
-            host.memory, memory, host.memory_ratio, max(0, host.memory_used - memory)
+            host.memory, report.reserved_memory // KIB, host.memory_ratio
         ),
     }

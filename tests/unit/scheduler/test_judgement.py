@@ -7,7 +7,6 @@ from nova_enlightened.scheduler import arrival, judgement
 from nova_enlightened.scheduler.judgement import Policy
 from tests.unit.scheduler.requests import (
     GIB,
-    MIB_OF_A_GIB,
     Fields,
     State,
     home,
@@ -136,11 +135,11 @@ def test_memory_that_is_free_by_the_inventory_but_not_really_is_not_there() -> N
                      states=(State("a"), State("b"))) == ["b"]  # fmt: skip
 
 
-def test_what_the_host_keeps_for_itself_is_counted_once() -> None:
-    # 4 GiB are reserved, which Nova counts as used: 1 GiB of 16 is left to promise, exactly.
-    held = State("a", free_ram_mb=1 * MIB_OF_A_GIB)
-    kept = report("a", reserved_memory=4 * GIB)
-    assert remaining(live_migration(), home(), kept, states=(held,)) == ["a"]
+def test_what_placement_has_promised_is_not_judged_again() -> None:
+    # By Nova's ratio nothing is left; an operator may have set another in Placement.
+    full = State("a", vcpus_used=16, free_ram_mb=0)
+    assert remaining(live_migration(), home(), report("a"), states=(full,)) == ["a"]
+    assert remaining(live_migration(), home(urgent=True), report("a"), states=(full,)) == ["a"]
 
 
 def test_weights_go_from_contended_over_unknown_to_free() -> None:
