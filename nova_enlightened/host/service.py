@@ -153,12 +153,15 @@ class Agent:
                 ("looking", LOOK_S, self.look),
             )
         ]
-        self.endpoint = HostEndpoint(
+        self.endpoint = self._endpoint()
+
+    def _endpoint(self) -> HostEndpoint:
+        return HostEndpoint(
             self.describe,
             self.armed,
             self.orders,
             self._preparation,
-            Arrivals(conf, self._link_host, self.upkeep),
+            Arrivals(self._conf, self._link_host, self.upkeep),
             self.upkeep,
             self.metrics,
             self.announce,
