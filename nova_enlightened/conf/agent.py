@@ -12,13 +12,13 @@ GROUP: Final = "enlightened_agent"
 _HOST = [
     cfg.StrOpt(
         "host",
-        sample_default="<the name of this host>",
+        sample_default="<[DEFAULT] host of Nova, or the name of this host>",
         help="""
 Name of this host's compute service, as ``openstack compute service list`` shows it.
 
-The default is the name the system has for itself, as for Nova's ``[DEFAULT] host``. Where Nova is
-given another name, so must this be: with the wrong one, "no agent" is what nova-compute and the
-remediator say of this host.
+The default is Nova's ``[DEFAULT] host`` where the agent is started with Nova's file too, and
+otherwise the name the system has for itself, as for Nova. With the wrong one, "no agent" is what
+nova-compute and the remediator say of this host.
 """,
     ),
     cfg.StrOpt(

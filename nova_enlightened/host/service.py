@@ -57,10 +57,9 @@ LONGEST_NAME: Final = len("/-destination/control.sock") + 36
 """Of a relay's socket below the directory of migrations, with a UUID."""
 DIRECTORY_MODE: Final = 0o1771
 """QEMU's group makes its sockets in it; nobody removes another's."""
-
-
 KIB: Final = 1024
 NOVA_OPTS: Final = [
+    cfg.StrOpt("host"),
     cfg.IntOpt("reserved_host_cpus", default=0, min=0),
     cfg.IntOpt("reserved_host_memory_mb", default=512, min=0),
 ]
@@ -113,7 +112,7 @@ class Agent:
         self._options = options = conf[agent_options.GROUP]
         self._connection = connection
         top = conf.enlightened.run_directory
-        self.host = options.host or socket.gethostname()
+        self.host = options.host or conf.host or socket.gethostname()
         self._link_host = own_link_host(conf)
         self._link_name = options.link_name or self.host
         _check_names(conf)
@@ -319,23 +318,43 @@ class Agent:
 
 
 class BusServer:
-    """Serves an agent's endpoint on the bus, which may be down when this starts."""
+    """Serves an agent's endpoint on the bus, which may be down, or refuse, when this starts."""
 
     def __init__(
         self, transport: oslo_messaging.Transport, host: str, endpoint: HostEndpoint
     ) -> None:
-        self._server = oslo_messaging.get_rpc_server(transport, rpc.host_target(host), [endpoint])
-        self._starting = threading.Thread(target=self._server.start, name="bus-server", daemon=True)
+        self._served = (transport, rpc.host_target(host), [endpoint])
+        self._server: Any = None
+        self._ending = threading.Event()
+        self._starting = threading.Thread(target=self._start, name="bus-server", daemon=True)
 
     def start(self) -> None:
         """Begin to listen, without waiting for the bus."""
         self._starting.start()
 
+    def wait_until_listening(self, timeout: float) -> bool:
+        """Whether it listens, at the latest after so many seconds."""
+        self._starting.join(timeout)
+        return self._server is not None
+
     def stop(self) -> None:
-        """Finish what was asked, and listen no more."""
-        if self._starting.ident is not None and not self._starting.is_alive():
+        """Finish what was asked, and listen no more. Returns at once if it never listened."""
+        self._ending.set()
+        if self._server is not None:
             self._server.stop()
             self._server.wait()
+
+    def _start(self) -> None:
+        while not self._ending.is_set():
+            server = oslo_messaging.get_rpc_server(*self._served)
+            try:
+                server.start()
+            except Exception as error:  # whatever the bus's driver raises; a new one is made then
+                LOG.warning("Not listening on the message bus: %s", error)
+                self._ending.wait(LOOK_S)
+            else:
+                self._server = server
+                return
 
 
 def _hint_sources(conf: cfg.ConfigOpts) -> list[type[hint_sources.HintSource]]:

@@ -20,6 +20,7 @@ from nova_enlightened import conf as options
 from nova_enlightened import exception, rpc
 from nova_enlightened.host import hint_sources, service
 from nova_enlightened.host.guest import HeldKnowledge
+from nova_enlightened.host.relay_upkeep import RelayUpkeep
 from nova_enlightened.knowledge.classes import PageClass
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
 from nova_enlightened.transfer import control
@@ -155,7 +156,7 @@ def cloud(
     for one in (source, destination):
         one.agent.look()
         one.server.start()
-        one.server._starting.join(PATIENCE_S)
+        assert one.server.wait_until_listening(PATIENCE_S)
     found = Cloud(source, destination, rpc.HostAPI(transport), top / "r")
     try:
         yield found
@@ -209,6 +210,20 @@ def test_relays_end_when_the_vm_never_left(cloud: Cloud) -> None:
     cloud.calls.end_eviction("host1", answer["migration"], "failed: libvirt refused")
     # Their exit statuses are collected as well: they are gone, and no zombies.
     until(lambda: cloud.relays() == {} and not any(map(_exists, pids.values())))
+
+
+def test_relays_go_on_when_their_agents_end(cloud: Cloud) -> None:
+    cloud.calls.order_urgent("host1", INSTANCE, "host1 is contended", 60.0)
+    answer = prepared(cloud)
+    until(lambda: set(cloud.relays()) == {"source", "destination"})
+    for one in (cloud.source, cloud.destination):
+        one.server.stop()
+        one.agent.stop()
+    # Agents that are started now know of them.
+    fresh = RelayUpkeep(cloud.source.conf.enlightened.run_directory, 60.0)
+    fresh.look()
+    assert {one["migration"] for one in fresh.running()} == {answer["migration"]}
+    assert {one["role"] for one in fresh.running()} == {"source", "destination"}
 
 
 def _exists(pid: int) -> bool:

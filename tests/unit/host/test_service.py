@@ -184,6 +184,14 @@ def test_where_relays_listen_everywhere_peers_are_given_this_hosts_address(
     assert service.own_link_host(options.read([str(file)])) == "a.example"
 
 
+def test_a_name_given_to_nova_is_the_agents_too(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "nova.conf"
+    file.write_text("[DEFAULT]\nhost = rack1-host7\n")
+    agent = service.Agent(options.read([str(file)]), Libvirt(), Calls(), lambda _: None)  # type: ignore[arg-type]
+    assert (agent.host, agent.describe()["link_name"]) == ("rack1-host7", "rack1-host7")
+    agent.stop()
+
+
 def test_a_run_directory_too_long_for_sockets_is_refused_by_name() -> None:
     with pytest.raises(exception.ConfigError, match=r"run_directory = /x{60} is longer than 45"):
         service.make_run_directory("/" + "x" * 60, None)
