@@ -37,7 +37,7 @@ LOG = logging.getLogger(__name__)
 MAIN: Final = 0
 """Number of the channel that carries the return path; QEMU opens it first."""
 STATE_INTERVAL_S: Final = 0.5
-UNUSED_S: Final = 300.0
+UNUSED_S: Final = 120.0
 """A relay nobody has used for this long was forgotten by whoever started it."""
 SMALL_READ: Final = 32 * 1024
 """Room below which reading waits for more, lest every page becomes a frame of its own."""
