@@ -24,6 +24,9 @@ endif
 
 SHALLOW := $(filter true,$(shell git rev-parse --is-shallow-repository 2>/dev/null || echo true))
 
+# What the lab's second floor needs: a whole OpenStack.
+CLOUD := $(STAMPS)/debian-openstack $(STAMPS)/openstack
+
 # For the lab and for real-QEMU tests: they enter namespaces and start libvirtd.
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo -E)
 
@@ -112,7 +115,7 @@ functional-nova: openstack ## tests on Nova's own fixtures, with Nova in this pr
 	  --repo-url $(CURDIR)/$(STAMPS)/stestr run --concurrency 2 --suppress-attachments
 
 .PHONY: integration
-integration: venv $(STAMPS)/debian-lab ## tests with real QEMU and libvirt (root)
+integration: venv $(STAMPS)/debian-lab $(CLOUD) ## tests with real QEMU and libvirt (root)
 	$(AS_ROOT) $(PYTEST) tests/integration
 
 .PHONY: coverage
@@ -126,7 +129,7 @@ docs: venv ## HTML documents in doc/build/html
 # One run of pytest, so that its closing line counts everything; it runs, and is last, also when
 # a check before it failed.
 .PHONY: test
-test: venv $(STAMPS)/debian-lint $(STAMPS)/debian-lab ## every check above: what CI runs
+test: venv $(STAMPS)/debian-lint $(STAMPS)/debian-lab $(CLOUD) ## every check above: what CI runs
 	@status=0; \
 	$(MAKE) --keep-going lint types docs functional-nova || status=1; \
 	$(AS_ROOT) $(PYTEST) tests/unit tests/functional tests/integration || status=1; \

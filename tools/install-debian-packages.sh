@@ -53,6 +53,14 @@ if ! command -v apt-get >/dev/null; then
     exit 1
 fi
 
+# Packages start their services when they are installed, unless this file says no.
+policy=/usr/sbin/policy-rc.d
+if [[ " $* " == *" openstack "* && ! -e $policy ]]; then
+    trap '"${as_root[@]}" rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+    "${as_root[@]}" chmod 755 "$policy"
+fi
+
 echo "Installing Debian packages: ${missing[*]}"
 "${as_root[@]}" apt-get update -q
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \

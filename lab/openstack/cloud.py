@@ -179,9 +179,10 @@ class Cloud:
             launch.start(service)
         keystone, *others = services.interfaces(places)
         working, self.missing = services.installed(services.workers(places, self.settings.driver))
+        conductor, *rest = working
         if self.missing:
             self._progress(f"Not installed, and left out: {', '.join(self.missing)}")
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(1) as pool:
             stored = pool.submit(self._share_storage, shared)
             self._start_database(fresh)
             if fresh:
@@ -189,16 +190,17 @@ class Cloud:
             else:
                 launch.start(keystone)
             launch.wait(bus)
+            launch.start(conductor)
+            self._progress("Starting Nova and what it needs")
             launch.wait(keystone)
             if fresh:
                 furnish.catalogue(self.api)
                 (places.data / "recipe").write_text(places.recipe())
-            self._progress("Starting Nova and what it needs")
-            for service in (*others, *working):
-                if service.where == "ctl":
-                    launch.start(service)
+            for service in (*others, *(each for each in rest if each.where == "ctl")):
+                launch.start(service)
             stored.result()
-        for service in working:
+        launch.wait(conductor)
+        for service in rest:
             if service.where != "ctl":
                 launch.start(service)
         for service in others:
@@ -316,7 +318,7 @@ class Cloud:
         except (OSError, ValueError):
             return
         try:
-            if pid in processes.belonging_to(self._token()):
+            if pid in processes.belonging_to(self.token()):
                 signal.pidfd_send_signal(handle, signal.SIGTERM)
                 processes.wait_for_end({handle}, _DATABASE_S)
         except ProcessLookupError:
@@ -324,7 +326,8 @@ class Cloud:
         finally:
             os.close(handle)
 
-    def _token(self) -> str:
+    def token(self) -> str:
+        """What marks every process of the cloud that is up, see ``lab.processes``; else ""."""
         try:
             return str(json.loads((self.places.run / "state.json").read_text())["token"])
         except (OSError, ValueError, KeyError):

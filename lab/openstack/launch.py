@@ -104,6 +104,8 @@ class Launch:
     def _is_ready(self, service: Service) -> bool:
         if service.socket is not None:
             return service.socket.exists()
+        if service.says:
+            return service.says in self._places.log(service.name, service.where).read_text()
         port = PORTS[service.serves] if service.serves else service.port
         if not port:
             return True

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lab.network import CONTROL_ADDRESS, DATA_BRIDGE
@@ -21,9 +21,9 @@ _MAPPERS = (
 class Service:
     """One process. ``where``: ctl or a host.
 
-    Ready is it when ``socket`` exists, ``port`` of ctl is listened on, and its type in the
-    catalogue, ``serves``, is answered; where it has none of these, at once. ``loaded``: Python
-    that a WSGI service runs when it is loaded.
+    Ready is it when ``socket`` exists, its log has the words ``says``, ``port`` of ctl is
+    listened on, or its type in the catalogue, ``serves``, is answered; where it has none of these,
+    at once. ``loaded``: Python that a WSGI service runs when it is loaded.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Service:
     command: tuple[str, ...]
     serves: str = ""
     socket: Path | None = None
+    says: str = ""
     port: int = 0
     loaded: str = "pass"
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -106,11 +107,15 @@ def interfaces(places: Places) -> list[Service]:
 
 
 def workers(places: Places, driver: Driver) -> Iterator[Service]:
-    """Everything that works for the bus, and what each host needs besides."""
+    """Everything that works for the bus, and what each host needs besides.
+
+    The first is the conductor: a nova-compute that asks too early waits for ten seconds.
+    """
     etc = places.configuration
     ours = driver is Driver.ENLIGHTENED
     nova, own = etc / "nova.conf", etc / "ctl-enlightened.conf"
-    yield _worker(places, "nova-conductor", "ctl", [nova])
+    conductor = _worker(places, "nova-conductor", "ctl", [nova])
+    yield replace(conductor, says="Starting conductor node")
     yield _worker(places, "nova-scheduler", "ctl", [nova, own])
     yield _worker(places, "nova-enlightened-remediator", "ctl", [nova, own])
     for host in HOST_ADDRESS:
