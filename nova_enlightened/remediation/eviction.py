@@ -7,6 +7,7 @@ a worker; it changes no record, it says what happened.
 
 import dataclasses
 import enum
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -37,6 +38,7 @@ class Timing:
     relief_timeout: float = 30.0
     request_timeout: float = 60.0
     """After which a request that has not come back counts as unanswered."""
+    vm_cooldown: float = 600.0
 
 
 class Step(enum.StrEnum):
@@ -131,15 +133,22 @@ class Steps:
     """Takes steps. Each returns what happened, and raises nothing of Nova's or the bus.
 
     :param may_act: asked right before anything is changed: whether this instance still leads.
+    :param clock: seconds since the epoch.
     """
 
     def __init__(
-        self, nova: Nova, hosts: Orders, timing: Timing, may_act: Callable[[], bool]
+        self,
+        nova: Nova,
+        hosts: Orders,
+        timing: Timing,
+        may_act: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._nova = nova
         self._hosts = hosts
         self._timing = timing
         self._may_act = may_act
+        self._clock = clock
 
     def take(self, step: Step, record: EvictionRecord, turn: int = 0) -> Happened:
         """Take a step.
@@ -185,6 +194,10 @@ class Steps:
             return Happened(Input.REFUSED, server.obstacle)
         if any(migration.status in UNDER_WAY for migration in migrations):
             return Happened(Input.OVERTAKEN, "a migration of it is under way")
+        moved = max((one.updated or 0.0 for one in migrations if arrived(one)), default=0.0)
+        ago = max(0.0, self._clock() - moved)
+        if ago < self._timing.vm_cooldown:
+            return Happened(Input.OVERTAKEN, f"it moved {ago:.0f} s ago, not ordered here")
         before = max((migration.id for migration in migrations), default=0)
         return Happened(Input.CHECKED, changes={"after_migration": before})
 
@@ -218,6 +231,11 @@ class Steps:
         except (exception.AgentUnreachable, exception.AgentRefused) as error:
             return Happened(None, f"the order runs out by itself: {error}")
         return NOTHING
+
+
+def arrived(migration: Migration) -> bool:
+    """Whether the server has moved."""
+    return MIGRATION_STATUS.get(migration.status) is Input.COMPLETED
 
 
 def our_migration(record: EvictionRecord, migrations: Sequence[Migration]) -> Migration | None:

@@ -31,14 +31,15 @@ class Ledger:
         for record in (*self._journal.unfinished(), *self._journal.since(now - self._memory)):
             self._take(record)
 
-    def keep(self, record: EvictionRecord) -> None:
+    def keep(self, record: EvictionRecord) -> bool:
         """Take a record in, and write it down.
 
+        :returns: False where the journal knows more of it than this: another instance went on.
         :raises JournalError: it is not on disk. It is not taken in then.
         """
-        if not record.adopted:
-            self._journal.keep(record)
+        kept = record.adopted or self._journal.keep(record)
         self._take(record)
+        return kept
 
     def keep_anyway(self, record: EvictionRecord) -> None:
         """As :meth:`keep`; without the journal where that fails."""

@@ -157,12 +157,15 @@ class Pursuit:
             self._ledger.keep_anyway(after)
             return after
         try:
-            self._ledger.keep(after)
+            if self._ledger.keep(after):
+                return after
+            why = "another instance goes on with it"
         except exception.JournalError as error:
             # Unwritten, a restart would request it a second time.
             self._metrics.failed("journal")
-            after = before.after(Input.REFUSED, now, f"not requested: {error}")
-            self._ledger.keep_anyway(after)
+            why = str(error)
+        after = before.after(Input.REFUSED, now, f"not requested: {why}")
+        self._ledger.keep_anyway(after)
         return after
 
     def _tell(self, before: EvictionRecord, after: EvictionRecord) -> None:

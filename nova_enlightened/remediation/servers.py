@@ -6,6 +6,7 @@ openstacksdk's and keystoneauth's errors are translated here, and nowhere else.
 
 import contextlib
 import dataclasses
+import datetime
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
@@ -78,7 +79,8 @@ class Migration:
     """A live migration as Nova has it; ids grow with time.
 
     :param status: Nova's word, see ``eviction_states.MIGRATION_STATUS``.
-    :param updated: when the status last changed, ISO 8601 in UTC, as Nova writes it.
+    :param updated: when the status last changed, seconds since the epoch by Nova's clock; None
+        where it does not say.
     """
 
     id: int
@@ -86,7 +88,7 @@ class Migration:
     source: str
     destination: str
     status: str
-    updated: str = ""
+    updated: float | None = None
 
 
 class Nova(Protocol):
@@ -247,8 +249,17 @@ def migration_of(found: Any) -> Migration:
         source=found.source_compute or "",
         destination=found.dest_compute or "",
         status=found.status or "",
-        updated=found.updated_at or found.created_at or "",
+        updated=moment(found.updated_at or found.created_at),
     )
+
+
+def moment(written: Any) -> float | None:
+    """A moment as Nova's API writes it, ISO 8601 in UTC, mostly without saying so."""
+    try:
+        found = datetime.datetime.fromisoformat(written)
+    except (TypeError, ValueError):
+        return None
+    return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -148,6 +148,7 @@ class Service:
             appear_timeout=ours.appear_timeout,
             eviction_timeout=ours.eviction_timeout,
             relief_timeout=ours.relief_timeout,
+            vm_cooldown=ours.vm_cooldown,
         )
         limits = decisions.limits_of(conf)
         nova, agents = NovaApi(conf, connect), rpc.HostAPI(transport)

@@ -50,7 +50,7 @@ def _record(migration: Migration, now: float) -> EvictionRecord | None:
     if migration.status in UNDER_WAY:
         state, times = State.MIGRATING, {"decided": now, "appeared": now}
     elif MIGRATION_STATUS.get(migration.status) is Input.COMPLETED:
-        at = min(_seconds(migration.updated, now), now)
+        at = now if migration.updated is None else min(migration.updated, now)
         state, times = State.DONE, {"decided": at, "completed": at, "ended": at}
     else:
         return None
@@ -73,14 +73,3 @@ def changes_since(at: float) -> str:
     """A moment as Nova's API takes it, a little earlier."""
     moment = datetime.datetime.fromtimestamp(max(0.0, at - SKEW_S), datetime.UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _seconds(written: str, otherwise: float) -> float:
-    """A moment as Nova's API writes it: UTC, mostly without saying so."""
-    try:
-        moment = datetime.datetime.fromisoformat(written)
-    except ValueError:
-        return otherwise
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return moment.timestamp()

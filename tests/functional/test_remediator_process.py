@@ -157,6 +157,13 @@ def test_audit_only_proposes(processes: Processes) -> None:
     assert processes.asked("a").read_text() == ""
 
 
+@pytest.fixture
+def threads_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which kind is chosen once for a process, and in this one another test may have done it."""
+    monkeypatch.setattr(remediator.backend, "init_backend", lambda kind: None)
+
+
+@pytest.mark.usefixtures("threads_chosen")
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -182,6 +189,7 @@ def test_a_bad_configuration_is_refused_at_start(
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("threads_chosen")
 def test_a_port_that_is_taken_is_refused_at_start(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

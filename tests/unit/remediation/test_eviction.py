@@ -81,6 +81,16 @@ def test_a_server_that_somebody_migrates_already_is_left_to_them() -> None:
     assert stepper(nova).take(Step.CHECK, record(state=State.ORDERED)).input is Input.OVERTAKEN
 
 
+@pytest.mark.parametrize(("ago", "found"), [(599.0, Input.OVERTAKEN), (601.0, Input.CHECKED)])
+def test_a_server_that_has_just_moved_is_left_alone_whoever_moved_it(
+    ago: float, found: Input
+) -> None:
+    nova = FakeNova(SERVER)
+    nova.migrations = [Migration(4, "vm1", "compute0", "compute1", "completed", 5000.0 - ago)]
+    steps = Steps(nova, FakeAgents(), TIMING, lambda: True, lambda: 5000.0)
+    assert steps.take(Step.CHECK, record(state=State.ORDERED)).input is found
+
+
 def test_a_deleted_server_ends_it_before_nova_is_asked() -> None:
     happened = stepper(FakeNova()).take(Step.CHECK, record(state=State.ORDERED))
     assert happened.input is Input.SERVER_GONE

@@ -15,7 +15,7 @@ from nova_enlightened.remediation.arming import AGAIN_S, Arming
 from nova_enlightened.remediation.eviction_states import State
 from nova_enlightened.remediation.fleet_view import FleetView
 from nova_enlightened.remediation.jobs import Jobs
-from nova_enlightened.remediation.servers import Migration, Server
+from nova_enlightened.remediation.servers import Migration, Server, moment
 from tests.unit.remediation.fakes import record, report
 
 SERVER = Server("vm1", "web", "compute1", "active")
@@ -100,9 +100,8 @@ def test_an_agent_that_failed_is_left_in_peace_for_a_while() -> None:
 # --- what others migrate ----------------------------------------------------------------------
 
 RUNNING = Migration(7, "vm1", "compute1", "compute2", "running")
-COMPLETED = Migration(8, "vm2", "compute1", "compute2", "completed", "2026-11-22T12:00:00.000000")
 AT = 1795348800.0
-"""The same moment."""
+COMPLETED = Migration(8, "vm2", "compute1", "compute2", "completed", AT)
 
 
 def test_a_migration_under_way_is_adopted_and_counts() -> None:
@@ -117,8 +116,25 @@ def test_one_that_has_completed_cools_down_from_when_it_did() -> None:
     assert decisions.past_of(one).ended_at == AT
 
 
-def test_a_moment_that_cannot_be_read_or_lies_ahead_is_taken_as_now() -> None:
-    odd = dataclasses.replace(COMPLETED, updated="yesterday")
+@pytest.mark.parametrize(
+    ("written", "at"),
+    [
+        ("2026-11-22T12:00:00.000000", AT),
+        ("2026-11-22T12:00:00", AT),
+        ("2026-11-22T12:00:00Z", AT),
+        ("2026-11-22T14:00:00+02:00", AT),
+        ("yesterday", None),
+        ("", None),
+        (None, None),
+        (3, None),
+    ],
+)
+def test_a_moment_is_read_as_nova_writes_it(written: object, at: float | None) -> None:
+    assert moment(written) == at
+
+
+def test_a_moment_that_is_not_said_or_lies_ahead_is_taken_as_now() -> None:
+    odd = dataclasses.replace(COMPLETED, updated=None)
     assert takeover.adopted([odd], [], 100.0)[0].at("ended") == 100.0
     assert takeover.adopted([COMPLETED], [], 100.0)[0].at("ended") == 100.0
 

@@ -159,3 +159,17 @@ def test_who_cannot_read_the_journal_does_not_lead(
     with pytest.raises(exception.JournalError):
         world.go(Level.ACT)
     assert not world.nova.calls
+
+
+def test_what_another_instance_has_gone_on_with_is_not_requested(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = world.journal.keep
+
+    def overtaken(one: EvictionRecord) -> bool:
+        return one.state is not State.REQUESTING and keep(one)
+
+    monkeypatch.setattr(world.journal, "keep", overtaken)
+    world.go(Level.ACT, 10)
+    assert not world.nova.requested
+    assert "another instance" in world.evictions[0].reason

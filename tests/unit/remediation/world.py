@@ -38,6 +38,8 @@ class World:
         self.nova = FakeNova(*(Server(uuid, uuid, "compute1", "active") for uuid in GUESTS))
         self.agents, self.voice, self.reports = FakeAgents(), FakeVoice(), FakeReports()
         self.directory, self.acts = directory, acts
+        self.operators: set[int] = set()
+        """Migrations that somebody else began."""
         self.begin()
 
     def begin(self) -> None:
@@ -48,7 +50,7 @@ class World:
         self.metrics = Metrics()
         limits, timing = EvictionLimits(report_age=10.0), Timing()
         ledger = Ledger(self.journal, 1800.0)
-        steps = Steps(self.nova, self.agents, timing, lambda: self.leads)
+        steps = Steps(self.nova, self.agents, timing, lambda: self.leads, lambda: self.now)
         self.ledger = ledger
         self.remediator = Remediator(
             Settings(self.acts, limits, DEFAULT_POLICY, timing),
