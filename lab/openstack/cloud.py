@@ -46,8 +46,8 @@ if [ -n "$2" ]; then ip addr add "$2" dev "$3"; fi
 class Cloud:
     """OpenStack on the laboratory ``lab``, whose hosts its compute hosts are.
 
-    ``driver``, ``mode`` and ``extra``: see ``configuration.Settings``. ``progress`` is told of
-    every step.
+    ``driver``, ``mode`` and ``extra``: see ``configuration.Settings``. ``remediated``: whether the
+    remediator is started with the rest, or by ``launch``. ``progress`` is told of every step.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Cloud:
         driver: Driver = Driver.STOCK,
         mode: str = "audit",
         extra: Sections | None = None,
+        remediated: bool = True,
         run: Path | None = None,
         cache: Path | None = None,
         link_mbit: float | None = LINK_MBIT,
@@ -71,8 +72,9 @@ class Cloud:
             cpus={name: {cpu} for name, cpu in cpus.items()},
         )  # fmt: skip
         holders = {name: host.holder for name, host in self.lab.hosts.items()}
-        self._launch = Launch(self.places, {"ctl": self.lab.control, **holders})
+        self.launch = Launch(self.places, {"ctl": self.lab.control, **holders})
         self.api = Api(self.lab.control)
+        self._remediated = remediated
         self.missing: list[str] = []
         self._began = 0.0
 
@@ -171,7 +173,7 @@ class Cloud:
     # --- the start ------------------------------------------------------------------------
 
     def _start(self, fresh: bool) -> None:
-        launch, places = self._launch, self.places
+        launch, places = self.launch, self.places
         self._began = time.time()
         bus, shared = services.bus(places), services.storage(places)
         self._progress("Starting MariaDB, RabbitMQ and GlusterFS")
@@ -180,6 +182,8 @@ class Cloud:
         keystone, *others = services.interfaces(places)
         working, self.missing = services.installed(services.workers(places, self.settings.driver))
         conductor, *rest = working
+        if not self._remediated:
+            rest.remove(services.remediator(places))
         if self.missing:
             self._progress(f"Not installed, and left out: {', '.join(self.missing)}")
         with ThreadPoolExecutor(1) as pool:
@@ -218,7 +222,7 @@ class Cloud:
         self._progress("Ready")
 
     def _share_storage(self, shared: Service) -> None:
-        self._launch.wait(shared)
+        self.launch.wait(shared)
         storage.volume(self.places, self.lab.control)
         storage.mount(self.places, [host.holder for host in self.lab.hosts.values()])
 
@@ -226,14 +230,14 @@ class Cloud:
         service = services.database(self.places)
         data = f"--datadir={self.places.data / 'mysql'}"
         if fresh:
-            self._launch.run("ctl", ["mariadb-install-db", "--no-defaults", "--user=root", data,
+            self.launch.run("ctl", ["mariadb-install-db", "--no-defaults", "--user=root", data,
                                      "--skip-test-db"], "mariadb-install-db")  # fmt: skip
-        self._launch.start(service)
-        self._launch.wait(service, 60.0)
+        self.launch.start(service)
+        self.launch.wait(service, 60.0)
         if fresh:
             made = "".join(f"CREATE DATABASE {name};" for name in services.DATABASES)
             socket = f"--socket={self.places.database_socket}"
-            self._launch.run("ctl", ["mariadb", "--no-defaults", socket, "-e", made], "mariadb")
+            self.launch.run("ctl", ["mariadb", "--no-defaults", socket, "-e", made], "mariadb")
 
     def _make_schemas(self, keystone: Service) -> None:
         """All tables, two services at a time; keystone starts as soon as it has its own."""
@@ -242,9 +246,9 @@ class Cloud:
         def make(name: str, commands: Iterable[tuple[str, ...]]) -> None:
             began = time.monotonic()
             for command in commands:
-                self._launch.run("ctl", command, f"{name}-tables")
+                self.launch.run("ctl", command, f"{name}-tables")
             if name == "keystone":
-                self._launch.start(keystone)
+                self.launch.start(keystone)
             self._progress(f"  {name}'s are made ({time.monotonic() - began:.0f} s)")
 
         with ThreadPoolExecutor(2) as pool:
@@ -268,18 +272,18 @@ class Cloud:
             return set(HOSTS) - (up & mapped)
 
         while absent := self.api.call(missing):
-            self._launch.check_all(working)
+            self.launch.check_all(working)
             if time.monotonic() > deadline:
                 late = next(each for each in working
                             if each.where in absent and each.name.endswith("-compute"))  # fmt: skip
-                raise self._launch.failure(late, f"is not up after {seconds:.0f} s")
+                raise self.launch.failure(late, f"is not up after {seconds:.0f} s")
             time.sleep(0.5)
 
     # --- from one process to the next ------------------------------------------------------
 
     def _write_state(self) -> None:
         state = {"driver": self.settings.driver, "mode": self.settings.mode,
-                 "missing": self.missing, "services": self._launch.describe()}  # fmt: skip
+                 "missing": self.missing, "services": self.launch.describe()}  # fmt: skip
         (self.places.run / _STATE).write_text(json.dumps(state, indent=1))
 
     @classmethod
@@ -300,14 +304,14 @@ class Cloud:
     def release(self) -> None:
         """Leave it running when this process ends."""
         self.api.close()
-        self._launch.release()
+        self.launch.release()
 
     def stop(self) -> int:
         """End every process; the data stays. Returns how many were ended."""
         self.api.close()
         self._end_database()
         ended = self.lab.down(force=True)
-        self._launch.ended()
+        self.launch.ended()
         return ended
 
     def _end_database(self) -> None:

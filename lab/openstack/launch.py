@@ -33,6 +33,7 @@ class Launch:
         self._places = places
         self._holders = holders
         self._processes: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
+        self._began: dict[tuple[str, str], int] = {}
         self._cpus = ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0)))
 
     def environment(self, where: str) -> dict[str, str]:
@@ -66,6 +67,7 @@ class Launch:
     def start(self, service: Service) -> None:
         """Start it; ``wait`` says when it is ready."""
         with self._places.log(service.name, service.where).open("ab") as log:
+            self._began[service.where, service.name] = log.tell()
             self._processes[service.where, service.name] = subprocess.Popen(
                 self._entered(service.where, service.command),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
@@ -80,6 +82,13 @@ class Launch:
             if time.monotonic() > deadline:
                 raise self.failure(service, f"is not ready after {seconds:.0f} s")
             time.sleep(_LOOK_S)
+
+    def stop(self, service: Service) -> None:
+        """End it, if it runs, and wait until it has ended."""
+        process = self._processes.pop((service.where, service.name), None)
+        if process is not None:
+            process.terminate()
+            process.wait()
 
     def check(self, service: Service) -> None:
         """Raise LabError if its process has ended."""
@@ -105,7 +114,8 @@ class Launch:
         if service.socket is not None:
             return service.socket.exists()
         if service.says:
-            return service.says in self._places.log(service.name, service.where).read_text()
+            written = self._places.log(service.name, service.where).read_bytes()
+            return service.says.encode() in written[self._began[service.where, service.name] :]
         port = PORTS[service.serves] if service.serves else service.port
         if not port:
             return True

@@ -117,13 +117,21 @@ def workers(places: Places, driver: Driver) -> Iterator[Service]:
     conductor = _worker(places, "nova-conductor", "ctl", [nova])
     yield replace(conductor, says="Starting conductor node")
     yield _worker(places, "nova-scheduler", "ctl", [nova, own])
-    yield _worker(places, "nova-enlightened-remediator", "ctl", [nova, own])
+    yield remediator(places)
     for host in HOST_ADDRESS:
         files = [etc / f"{host}.conf", etc / f"{host}-enlightened.conf"]
         yield Service("plugger", host, ("/bin/sh", str(_HERE / "neutron/plugger.sh"), DATA_BRIDGE))
         yield _worker(places, "nova-enlightened-agent", host, files)
         compute = "nova-enlightened-compute" if ours else "nova-compute"
         yield _worker(places, compute, host, files if ours else files[:1])
+
+
+def remediator(places: Places) -> Service:
+    """The service that relieves hosts."""
+    etc = places.configuration
+    files = [etc / "nova.conf", etc / "ctl-enlightened.conf"]
+    service = _worker(places, "nova-enlightened-remediator", "ctl", files)
+    return replace(service, says="Leading")
 
 
 def _worker(places: Places, name: str, where: str, files: list[Path]) -> Service:
