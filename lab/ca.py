@@ -3,6 +3,9 @@
 
 An operator has a PKI already; this one exists so that the lab, the tests and the demo run the
 link as it is meant to be run. Keys are on P-256: small, and fast to sign with.
+
+``ca.py DIRECTORY HOST [NAME...]`` makes one host's, in any environment with ``cryptography``: a
+DevStack has no operator either.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import datetime
 import ipaddress
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 
 from cryptography import x509
@@ -159,3 +163,7 @@ def _write(path: pathlib.Path, content: bytes, mode: int) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
     draft.replace(path)
+
+
+if __name__ == "__main__":
+    make_ca(sys.argv[1], {sys.argv[2]: sys.argv[3:]})
