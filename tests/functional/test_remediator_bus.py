@@ -2,7 +2,9 @@
 """What remediators say over the bus, and hear of each other, on oslo.messaging's own driver."""
 
 import pathlib
+import socket
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ from nova_enlightened.remediation.announcements import (
     Outbox,
     PeerListener,
 )
+from nova_enlightened.remediation.metrics import Metrics
 from nova_enlightened.remediation.record import EvictionRecord
 from tests.unit.remediation.fakes import record
 
@@ -156,3 +159,19 @@ def test_an_announcement_that_fails_is_lost_and_the_next_is_made(
     outbox.put(lambda: noted.take("next"))
     assert noted.wait(1)
     assert "division" in caplog.text
+
+
+def test_metrics_are_served_to_prometheus() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    metrics = Metrics()
+    metrics.state(leads=True, reports=[], under_way=3, armed=2)
+    server = metrics.serve("127.0.0.1", port)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "nova_enlightened_remediator_evictions_under_way 3.0" in text
+    assert "python_info" not in text
