@@ -93,5 +93,5 @@ def test_the_committed_sample_is_what_the_generator_writes(
     generator.main(
         ["--config-file", str(ETC / "config-generator.conf"), "--output-file", str(current)]
     )
-    committed = ETC / "nova-enlightened.conf.sample"
+    committed = ETC / "nova_enlightened.conf.sample"
     assert current.read_text() == committed.read_text(), "run 'make sample' and commit it"
