@@ -109,7 +109,7 @@ def run_directory(path: str, user: tuple[int, int] | None) -> Iterator[Finding]:
         yield fail(
             what,
             f"{path}: {error.strerror}",
-            f"mkdir -p {path}; the systemd unit of the agent does it with RuntimeDirectory=",
+            f"start nova-enlightened-agent, which makes it, or mkdir -p {path}",
         )
         return
     if not stat.S_ISDIR(status.st_mode):

@@ -38,16 +38,39 @@ def test_every_entry_point_can_be_loaded(namespace: str, name: str, target: str)
     assert callable(getattr(loaded, attribute or "register"))
 
 
-@pytest.mark.parametrize(
-    "namespace",
-    [
-        "nova_enlightened.ordering_policies",
-        "nova_enlightened.hint_sources",
+def extension_points() -> list[str]:
+    """Every namespace of setup.cfg that is this project's own."""
+    return sorted(
+        {space for space, _, _ in entry_points() if space.startswith("nova_enlightened.")}
+    )
+
+
+def test_the_extension_points_are_these() -> None:
+    assert extension_points() == [
         "nova_enlightened.collectors",
-    ],
-)
+        "nova_enlightened.hint_sources",
+        "nova_enlightened.ordering_policies",
+        "nova_enlightened.victim_policies",
+    ]
+
+
+@pytest.mark.parametrize("namespace", extension_points())
 def test_every_extension_point_has_at_least_two_plugins(namespace: str) -> None:
-    assert sum(space == namespace for space, _, _ in entry_points()) >= 2
+    targets = {target for space, _, target in entry_points() if space == namespace}
+    assert len(targets) >= 2
+
+
+@pytest.mark.parametrize("namespace", extension_points())
+def test_every_extension_point_is_described_with_its_plugins(namespace: str) -> None:
+    page = (TOP / "doc" / "source" / "extend.rst").read_text()
+    assert f"Namespace ``{namespace}``" in page
+    assert f".. list-plugins:: {namespace}" in page
+
+
+@pytest.mark.parametrize("namespace", extension_points())
+def test_the_code_asks_for_every_extension_point(namespace: str) -> None:
+    code = (path.read_text() for path in (TOP / "nova_enlightened").rglob("*.py"))
+    assert any(f'"{namespace}"' in text for text in code)
 
 
 def test_a_stream_error_names_its_place() -> None:
