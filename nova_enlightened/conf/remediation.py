@@ -71,7 +71,8 @@ leaves is never enough.
 Evictions under way in the whole cloud at the same time, at most.
 
 It keeps a surge that meets many hosts at once from becoming a storm of migrations. Raise it when
-hosts wait long in "over the limit" while the migration network and Nova's services are idle.
+"evictions running, of 8" is logged of hosts for long while the migration network and Nova's
+services are idle.
 """,
     ),
     cfg.IntOpt(
@@ -163,8 +164,8 @@ _TIMES = [
 Seconds after which a host's last report says nothing any more.
 
 Hosts report every second. Nothing is decided about a host whose report is older: it may be
-down. Raise it where "no report" is logged of hosts that are up; first see that their clocks
-agree, as a report's age is counted from when it was made.
+down. Raise it where evictions end with "no report of its old host" though that is up; first see
+that clocks agree, as a report's age is counted from when it was made.
 """,
     ),
     cfg.FloatOpt(
@@ -176,8 +177,8 @@ agree, as a report's age is counted from when it was made.
 Seconds for which a host's agent keeps an order that a server shall leave urgently.
 
 It has to cover Nova's way from the API to the compute service, scheduling included. Too short,
-and the agent's log says that an order expired and the server left by stock migration; too long,
-and an order that nothing followed lets a later migration of that server be urgent.
+and nova-compute logs ``not_wanted`` of servers that were to leave urgently, as no order stands any
+more; too long, and an order that nothing followed lets a later migration of that server be urgent.
 """,
     ),
     cfg.FloatOpt(
@@ -237,7 +238,7 @@ the seconds before the server left hide the relief.
 Seconds after which the guests of a host that is still about to be contended are armed again.
 
 Keep it well below ``[enlightened] arm_max`` of the compute hosts: guests stop sampling when that
-runs out, and "armed 0 of N" at the time of an eviction says that it did.
+runs out, and ``nova-enlightened-manage armed`` shows none on a host that still warns.
 """,
     ),
     cfg.FloatOpt(
@@ -314,8 +315,8 @@ One remediator serves one region; hosts of another report on another message bus
         help="""
 Which of Nova's endpoints in the catalogue is used. ``os_cloud`` brings its own.
 
-Services usually use the internal one. "No endpoint" in the log at start says that the catalogue
-has none of this kind.
+Services usually use the internal one. Where the catalogue has none of this kind, every question to
+Nova fails, and the log says that the endpoint is not found.
 """,
     ),
 ]
