@@ -17,8 +17,8 @@ _HOST = [
 Name of this host's compute service, as ``openstack compute service list`` shows it.
 
 The default is Nova's ``[DEFAULT] host`` where the agent is started with Nova's file too, and
-otherwise the name the system has for itself, as for Nova. With the wrong one, "no agent" is what
-nova-compute and the remediator say of this host.
+otherwise the name the system has for itself, as for Nova. With the wrong one, nova-compute and the
+remediator say that the "agent of" this host timed out.
 """,
     ),
     cfg.StrOpt(
