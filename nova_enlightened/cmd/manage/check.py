@@ -124,7 +124,7 @@ def _dotted(number: int) -> str:
 
 def _own_name(conf: Any) -> str:
     """Of this host's compute service, as its agent has it."""
-    return conf[agent_options.GROUP].host or socket.gethostname()
+    return conf[agent_options.GROUP].host or conf.host or socket.gethostname()
 
 
 def _link(conf: Any) -> Iterator[Finding]:

@@ -60,7 +60,7 @@ def read(files: Collection[str]) -> cfg.ConfigOpts:
 
 def register_nova_opts(conf: cfg.ConfigOpts) -> None:
     """Those of Nova's options that the check looks at, without Nova."""
-    conf.register_opts([cfg.StrOpt("compute_driver", default="")])
+    conf.register_opts([cfg.StrOpt("compute_driver", default=""), cfg.StrOpt("host")])
     conf.register_opts(
         [cfg.BoolOpt("live_migration_permit_post_copy", default=False)], group="libvirt"
     )

@@ -55,6 +55,15 @@ def test_a_certificate_for_another_name_fails_the_check(
     assert failures(there, capsys) == ["link_tls_certificate"]
 
 
+def test_the_host_is_asked_by_the_name_that_nova_was_given(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As for the agent itself: the last value of an option counts, and an empty one is none.
+    there = host(tmp_path, "[enlightened_agent]\nhost =\n[DEFAULT]\nhost = compute1\n")
+    there.agents.answers["compute1"] = ANSWER
+    assert failures(there, capsys) == []
+
+
 def test_novas_own_configuration_is_looked_at_where_it_is_read(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
