@@ -31,8 +31,13 @@ _HERE = Path(__file__).resolve().parent
 _STATE = "openstack.json"
 _WHERE = ("ctl", *HOSTS)
 _DATABASE_S = 15.0
-_METADATA = "Metadata-Version: 2.1\nName: lab-tap\nVersion: 1\n"
-_ENTRY_POINT = "[neutron.ml2.mechanism_drivers]\nlab_tap = lab_tap:TapMechanismDriver\n"
+_METADATA = "Metadata-Version: 2.1\nName: lab-plugins\nVersion: 1\n"
+_ENTRY_POINTS = """\
+[neutron.ml2.mechanism_drivers]
+lab_tap = lab_tap:TapMechanismDriver
+[nova_enlightened.collectors]
+lab-guests = lab_guests:GuestsOnly
+"""
 
 # $1 the file that becomes /etc/hosts, $2 the address on the data network, "" where there is one.
 _JOIN = """
@@ -65,11 +70,10 @@ class Cloud:
         self.places = Places.default(run, cache)
         self._progress = progress or (lambda _: None)
         first, *_, last = sorted(os.sched_getaffinity(0)) * 2
-        cpus = {"host1": first, "host2": last}
-        self.settings = Settings(driver, mode, cpus, link_mbit, extra or {})
+        self.settings = Settings(driver, mode, link_mbit, extra or {})
         self.lab = Lab(
             cache=cache, run=self.places.run, link_mbit=link_mbit, progress=self._progress,
-            cpus={name: {cpu} for name, cpu in cpus.items()},
+            cpus={"host1": {first}, "host2": {last}},
         )  # fmt: skip
         holders = {name: host.holder for name, host in self.lab.hosts.items()}
         self.launch = Launch(self.places, {"ctl": self.lab.control, **holders})
@@ -93,17 +97,18 @@ class Cloud:
             self._lay_out_run()
             self._start(fresh)
         except BaseException:
-            self._keep_logs()
+            kept = self.places.data / "log-of-failure"
+            self.keep_logs(kept)
+            self._progress(f"Failed; the services' logs are in {kept}")
             self.stop()
             raise
         return self
 
-    def _keep_logs(self) -> None:
-        kept = self.places.data / "log-of-failure"
-        shutil.rmtree(kept, ignore_errors=True)
+    def keep_logs(self, directory: Path) -> None:
+        """Copy the services' logs, which end with the cloud."""
+        shutil.rmtree(directory, ignore_errors=True)
         if (self.places.run / "log").exists():
-            shutil.copytree(self.places.run / "log", kept)
-            self._progress(f"Failed; the services' logs are in {kept}")
+            shutil.copytree(self.places.run / "log", directory)
 
     def _require_programs(self) -> None:
         for path in (self.places.program("nova-compute"), self.places.program("gunicorn")):
@@ -139,7 +144,7 @@ class Cloud:
         (run / "ctl/rabbitmq/plugins").write_text("[].\n")
         relays.certificates(run / "tls", list(self.lab.hosts.values()))
         self._write_configuration()
-        self._install_mechanism()
+        self._install_plugins()
         addresses = {"ctl": CONTROL_ADDRESS, **HOST_ADDRESS}
         names = "".join(f"{address} {name}\n" for name, address in addresses.items())
         (run / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
@@ -162,13 +167,15 @@ class Cloud:
             text = configuration.gunicorn(each.serves, each.loaded)
             (etc / f"{each.name}.gunicorn.py").write_text(text)
 
-    def _install_mechanism(self) -> None:
-        """Neutron finds mechanism drivers by entry point only: a distribution of one file."""
+    def _install_plugins(self) -> None:
+        """Plugins are found by entry point only: so they are a distribution, on PYTHONPATH."""
         python = self.places.run / "python"
-        (python / "lab_tap-1.dist-info").mkdir(parents=True)
-        shutil.copy(_HERE / "neutron/lab_tap.py", python)
-        (python / "lab_tap-1.dist-info/METADATA").write_text(_METADATA)
-        (python / "lab_tap-1.dist-info/entry_points.txt").write_text(_ENTRY_POINT)
+        described = python / "lab_plugins-1.dist-info"
+        described.mkdir(parents=True)
+        for module in (_HERE / "plugins").glob("*.py"):
+            shutil.copy(module, python)
+        (described / "METADATA").write_text(_METADATA)
+        (described / "entry_points.txt").write_text(_ENTRY_POINTS)
 
     # --- the start ------------------------------------------------------------------------
 

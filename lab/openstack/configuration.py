@@ -39,14 +39,12 @@ class Driver(StrEnum):
 class Settings:
     """What differs from one cloud to the next.
 
-    ``mode``: the remediator's, audit or auto. ``cpus``: each host's processor for its guests.
-    ``link_mbit``: the migration link, None where it is not shaped. ``extra``: options of this
-    project's services, by section, over what the laboratory sets.
+    ``mode``: the remediator's, audit or auto. ``link_mbit``: the migration link, None where it is
+    not shaped. ``extra``: options of this project's services, by section, over the laboratory's.
     """
 
     driver: Driver = Driver.STOCK
     mode: str = "audit"
-    cpus: Mapping[str, int] = field(default_factory=dict)
     link_mbit: float | None = None
     extra: Sections = field(default_factory=dict)
 
@@ -239,10 +237,9 @@ def enlightened(places: Places, host: str, settings: Settings) -> Sections:
             "link_tls_key": places.run / f"tls/{host}.key",
         },
         "enlightened_agent": {
-            "guest_cpus": settings.cpus.get(host, ""),
             "link_bandwidth": round(settings.link_mbit or 0),
-            # The whole machine's stalls, the other host's too, say nothing of this host.
-            "collectors": "libvirt,cgroups,processors,memory,link",
+            # The whole machine's processors and stalls say nothing of this host.
+            "collectors": "libvirt,lab-guests,memory,link",
         },
     }
 

@@ -44,6 +44,7 @@ class Launch:
             "HOME": str(own),
             "TMPDIR": str(own / "tmp"),
             "LANG": "C.UTF-8",
+            "PYTHONPATH": str(self._places.run / "python"),
             "PYTHONWARNINGS": "ignore",
         }
 

@@ -90,7 +90,6 @@ def _wsgi(places: Places, name: str, serves: str, module: str, loaded: str = "pa
             **{f"OS_{each.upper()}_CONFIG_DIR": etc
                for each in ("keystone", "placement", "glance", "neutron", "nova")},
             "OS_NEUTRON_CONFIG_FILES": "neutron.conf",
-            "PYTHONPATH": str(places.run / "python"),
         },
     )  # fmt: skip
 
@@ -120,7 +119,7 @@ def workers(places: Places, driver: Driver) -> Iterator[Service]:
     yield remediator(places)
     for host in HOST_ADDRESS:
         files = [etc / f"{host}.conf", etc / f"{host}-enlightened.conf"]
-        yield Service("plugger", host, ("/bin/sh", str(_HERE / "neutron/plugger.sh"), DATA_BRIDGE))
+        yield Service("plugger", host, ("/bin/sh", str(_HERE / "plugins/plugger.sh"), DATA_BRIDGE))
         yield _worker(places, "nova-enlightened-agent", host, files)
         compute = "nova-enlightened-compute" if ours else "nova-compute"
         yield _worker(places, compute, host, files if ours else files[:1])

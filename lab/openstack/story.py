@@ -53,6 +53,11 @@ class Moved:
     migration: Migration
     since: float
 
+    @property
+    def rose_at(self) -> float:
+        """``since``, in seconds since the epoch as the record's times are."""
+        return self.since + time.time() - time.monotonic()
+
 
 class Play:
     """Two servers on host1 of ``cloud``: one works, then the other begins to as well."""
@@ -87,6 +92,10 @@ class Play:
 
     def act(self, way: Way) -> Act:
         """Load rises; the cloud decides and acts. Raises LabError where it does not."""
+        return told(*self.evicted(way))
+
+    def evicted(self, way: Way) -> tuple[Moved, tuple[telling.Worker, ...]]:
+        """The same, as what was seen."""
         remediator = services.remediator(self._cloud.places)
         with ExitStack() as stack:
             hosts = tuple(self._cloud.lab.hosts.values())
@@ -108,7 +117,7 @@ class Play:
                 moved = self._followed(record, way, watches[leaver], since)
             with self._stage.phase(f"{way.words}: each with a processor for itself"):
                 workers = self._workers(leaver)
-            return _told(moved, workers)
+            return moved, workers
 
     def _name(self, record: EvictionRecord) -> str:
         return next(name for name, one in self._servers.items() if one.uuid == record.instance)
@@ -204,7 +213,8 @@ class Play:
         return self._rates(seconds)[name]
 
 
-def _told(moved: Moved, workers: tuple[telling.Worker, ...]) -> Act:
+def told(moved: Moved, workers: tuple[telling.Worker, ...]) -> Act:
+    """One eviction as an act."""
     record, migration = moved.record, moved.migration
     wanted = migration.ordered - moved.since
     decided = [
@@ -236,8 +246,11 @@ def _story(cloud: Cloud, acts: Sequence[Act]) -> Story:
     )
 
 
-def perform(stage: Stage, ways: Sequence[Way]) -> Story:
-    """The acts in turn, each with new servers; a cloud for each driver they need."""
+def perform(stage: Stage, ways: Sequence[Way], logs: Path) -> Story:
+    """The acts in turn, each with new servers; a cloud for each driver they need.
+
+    The clouds' logs are left in ``logs``.
+    """
     acts: list[Act] = []
     story: Story | None = None
     for driver in (Driver.ENLIGHTENED, Driver.STOCK):
@@ -255,6 +268,7 @@ def perform(stage: Stage, ways: Sequence[Way]) -> Story:
                     acts.append(play.act(way))
             story = _story(cloud, acts)
         finally:
+            cloud.keep_logs(logs / driver)
             cloud.stop()
     if story is None:
         raise LabError("a story needs an act")
@@ -275,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ways += [Way.STOCK, *([Way.PRECOPY] if wanted.precopy else [])]
     event_loop()
     try:
-        story = perform(Stage(console), ways)
+        story = perform(Stage(console), ways, wanted.out / "log")
     except LabError as error:
         console.print(f"[red]The story stops: {error}[/]", highlight=False)
         return 1
