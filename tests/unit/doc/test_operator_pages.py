@@ -5,8 +5,10 @@ import argparse
 import configparser
 import pathlib
 import re
+import textwrap
 
 import pytest
+from oslo_config import cfg
 
 from nova_enlightened import conf
 from nova_enlightened.cmd.manage import command
@@ -193,3 +195,24 @@ def test_the_first_page_stays_short() -> None:
 @pytest.mark.parametrize(("page", "target"), each(r"``make ([a-z-]+)"))
 def test_a_target_of_make_that_is_named_exists(page: str, target: str) -> None:
     assert re.search(rf"^{target}:", (TOP / "Makefile").read_text(), re.MULTILINE), page
+
+
+def test_the_example_for_the_scheduler_is_what_nova_reads(tmp_path: pathlib.Path) -> None:
+    example = OPERATE[OPERATE.index("   [filter_scheduler]\n") :].split("\n\n")[0]
+    file = tmp_path / "nova.conf"
+    file.write_text(textwrap.dedent(example))
+    read = cfg.ConfigOpts()
+    # As in nova/conf/scheduler.py: of a list given twice, only the last counts.
+    read.register_opts(
+        [cfg.MultiStrOpt("available_filters"), cfg.ListOpt("weight_classes")],
+        group="filter_scheduler",
+    )
+    read(["--config-file", str(file)], project="test", default_config_files=[])
+    for found, novas in (
+        (read.filter_scheduler.available_filters, "nova.scheduler.filters.all_filters"),
+        (read.filter_scheduler.weight_classes, "nova.scheduler.weights.all_weighers"),
+    ):
+        assert found[0] == novas
+        module, _, name = found[1].rpartition(".")
+        source = TOP / f"{module.replace('.', '/')}.py"
+        assert f"class {name}(" in source.read_text()
