@@ -91,9 +91,9 @@ class Cloud:
         """
         require_root()
         self._require_programs()
-        fresh = self._lay_out_data()
+        self.lab.up(keep=True)  # and so, from here on, everything in the run directory is ours
         try:
-            self.lab.up(keep=True)
+            fresh = self._lay_out_data()
             self._lay_out_run()
             self._start(fresh)
         except BaseException:
