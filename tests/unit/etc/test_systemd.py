@@ -83,6 +83,8 @@ def test_the_remediator_ends_whole_and_keeps_its_journal() -> None:
     assert service.get("KillMode", "control-group") == "control-group"
     assert service["StateDirectory"] == "nova-enlightened"
     assert service["User"] != "root"
+    # Nova's file, which it is started with, may say that logs go there.
+    assert service["ReadWritePaths"] == "-/var/log/nova"
 
 
 def test_services_come_back_after_a_failure_and_at_boot() -> None:
