@@ -21,8 +21,8 @@ ERROR: Final = 1
 _EPILOG: Final = """\
 Read are the files of --config-file, or else nova-enlightened's own. [DEFAULT] transport_url is
 Nova's, so --config-file /etc/nova/nova.conf brings it; name nova-enlightened's file after it. For
-evict, Nova's API is reached as the group [enlightened_remediation] says, or by OS_CLOUD and the like
-in the environment.
+evict, Nova's API is reached as the group [enlightened_remediation] says, or by OS_CLOUD and the
+like in the environment.
 """
 
 
