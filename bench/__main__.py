@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import (
+    cloud,
     contention,
     fleet,
     monitor,
@@ -41,6 +42,7 @@ SCENARIOS: dict[str, Callable[[Session], Outcome]] = {
     "relay": relay.relay,
     "fleet": fleet.fleet,
     "monitor": monitor.monitor,
+    "cloud": cloud.cloud,
 }
 NOT_QUICK = frozenset({"scattered_qemu10"})
 """Left out of a quick run that names nothing: it needs a second Debian."""

@@ -149,6 +149,43 @@ MEASURES: tuple[Measure, ...] = (
         1.0,
         Better.LOWER,
     ),
+    Measure(
+        "detect_to_order_s",
+        "cloud",
+        "real Nova: load rises, to the eviction ordered",
+        "s",
+        4.0,
+        Better.LOWER,
+    ),
+    _ratio(
+        "order_to_executing_over_force_complete",
+        "cloud",
+        "real Nova: decided to executing there, ours / stock with an immediate force-complete",
+        1.0,
+        Better.LOWER,
+    ),
+    _ratio(
+        "story_precopy_ratio",
+        "cloud",
+        "real Nova, a host relieves itself: work lost by both, stock pre-copy / ours",
+        4.0,
+        Better.HIGHER,
+    ),
+    _ratio(
+        "story_postcopy_ratio",
+        "cloud",
+        "real Nova, a host relieves itself: work lost by both, stock post-copy / ours",
+        1.5,
+        Better.HIGHER,
+    ),
+    Measure(
+        "ping_pong_completed_of_20",
+        "cloud",
+        "real Nova: evictions to and fro without a restart that completed, allocations right",
+        "moves",
+        20.0,
+        Better.HIGHER,
+    ),
 )
 
 BY_ID: dict[str, Measure] = {measure.id: measure for measure in MEASURES}
