@@ -37,7 +37,7 @@ WORK = {"db": ("checksum", "records/s"), "web": ("scattered", "pages/s")}
 RISES = "web"
 ALONE_S, AFTER_S, LOOKS = 3.0, 3.0, 3
 DECISION_S, MOVE_S = 90.0, 90.0
-LOOK_S = 0.1
+LOOK_S, FORCE_S = 0.1, 0.5
 #: The story's cloud is small: one host relieves the other, act after act.
 QUICK = {
     "enlightened_remediation": {"host_cooldown": 5, "return_after": 0, "follow_interval": 0.5},
@@ -141,7 +141,7 @@ class Play:
     def _followed(self, record: EvictionRecord, way: Way, watch: Watch, since: float) -> Moved:
         """Until Nova has ended it. Stock post-copy is switched as soon as Nova allows it."""
         server = self._servers[self._name(record)]
-        forced, failure = way is not Way.STOCK, None
+        failure = None
         deadline = time.monotonic() + MOVE_S
         while True:
             new = [one for one in self._cloud.api.migrations(server.uuid)
@@ -151,8 +151,8 @@ class Play:
             if status in ENDED:
                 failure = None if status == "completed" else f"Nova says {status}"
                 break
-            if not forced and status == "running":
-                forced = self._force(server, int(new[0]["id"]))
+            if way is Way.STOCK and status == "running":
+                self._force(server, int(new[0]["id"]))
             if time.monotonic() > deadline:
                 failure = f"not there after {MOVE_S:.0f} s"
                 break
@@ -172,14 +172,14 @@ class Play:
         )  # fmt: skip
         return Moved(record, migration, since)
 
-    def _force(self, server: Server, migration: int) -> bool:
-        """Whether Nova took it; it does not before libvirt has begun."""
+    def _force(self, server: Server, migration: int) -> None:
+        """Ask Nova to. It takes the request before libvirt has begun, and forgets it then: so it
+        is asked again until the migration is in post-copy.
+        """
         path = f"/servers/{server.uuid}/migrations/{migration}/action"
         body = {"force_complete": None}
-        answer = self._cloud.api.call(
-            lambda cloud: cloud.compute.post(path, json=body, microversion="2.80")
-        )
-        return bool(answer.status_code < 300)
+        self._cloud.api.call(lambda cloud: cloud.compute.post(path, json=body, microversion="2.80"))
+        time.sleep(FORCE_S)
 
     def _relay(self, source: str) -> Mapping[str, Any]:
         """The last state of the newest relay that ran there as a source; empty without one."""
