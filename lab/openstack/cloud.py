@@ -186,7 +186,7 @@ class Cloud:
         self._progress("Starting MariaDB, RabbitMQ and GlusterFS")
         for service in (bus, shared):
             launch.start(service)
-        keystone, *others = services.interfaces(places)
+        keystone, placement, *others = services.interfaces(places)
         working, self.missing = services.installed(services.workers(places, self.settings.driver))
         conductor, *rest = working
         if not self._remediated:
@@ -200,14 +200,15 @@ class Cloud:
                 self._make_schemas(keystone)
             else:
                 launch.start(keystone)
-            launch.wait(bus)
-            launch.start(conductor)
-            self._progress("Starting Nova and what it needs")
-            launch.wait(keystone)
+            launch.start(placement)
+            for service in (bus, keystone):
+                launch.wait(service)
             if fresh:
                 furnish.catalogue(self.api)
                 (places.data / "recipe").write_text(places.recipe())
-            for service in (*others, *(each for each in rest if each.where == "ctl")):
+            launch.wait(placement)  # the conductor ends where it does not answer
+            self._progress("Starting Nova and what it needs")
+            for service in (conductor, *others, *(one for one in rest if one.where == "ctl")):
                 launch.start(service)
             stored.result()
         launch.wait(conductor)
@@ -274,7 +275,7 @@ class Cloud:
 
         def missing(cloud: Any) -> set[str]:
             up = {service.host for service in cloud.compute.services(binary="nova-compute")
-                  if service.state == "up" and service.updated_at > began}  # fmt: skip
+                  if service.state == "up" and (service.updated_at or "") > began}  # fmt: skip
             mapped = {each.name for each in cloud.compute.hypervisors() if each.state == "up"}
             return set(HOSTS) - (up & mapped)
 
