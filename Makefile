@@ -139,11 +139,15 @@ test: venv $(STAMPS)/debian-lint $(STAMPS)/debian-lab $(CLOUD) ## every check ab
 # --- to see it work ----------------------------------------------------------------------------
 
 .PHONY: demo
-demo: venv $(STAMPS)/debian-lab ## two hosts, contention, one VM leaves: a picture
+demo: venv $(STAMPS)/debian-lab $(CLOUD) ## a real Nova relieves a contended host by itself: a picture
+	$(AS_ROOT) $(PY) -m lab.openstack.story
+
+.PHONY: demo-hosts
+demo-hosts: venv $(STAMPS)/debian-lab ## the same without OpenStack, on two libvirt hosts
 	$(AS_ROOT) $(PY) -m lab.demo
 
 .PHONY: bench
-bench: venv $(STAMPS)/debian-lab ## all measurements; QUICK=1 for few runs, ONLY=id,id for a part
+bench: venv $(STAMPS)/debian-lab $(CLOUD) ## all measurements; QUICK=1 for few runs, ONLY=id,id for a part
 	$(AS_ROOT) $(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: simulate

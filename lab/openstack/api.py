@@ -31,7 +31,7 @@ class Api:
                         if name not in ("auth_type", "region_name")}  # fmt: skip
                 region = openstack.config.get_cloud_region(
                     auth=auth, auth_type="password", region_name=REGION,
-                    load_envvars=False, load_yaml_config=False,
+                    load_envvars=False, load_yaml_config=False, connect_retries=5,
                 )  # fmt: skip
                 self._connection = openstack.connection.Connection(config=region)
             return ask(self._connection)

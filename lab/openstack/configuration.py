@@ -307,6 +307,8 @@ worker_class = "gthread"
 threads = 8
 timeout = 0
 graceful_timeout = 2
+# A client that asks again after a while must not meet a connection that is just being closed.
+keepalive = 300
 control_socket_disable = True
 
 

@@ -33,7 +33,7 @@ from nova_enlightened import exception
 from nova_enlightened.remediation import journal
 from nova_enlightened.remediation.record import EvictionRecord
 
-WORK = {"db": ("checksum", "records/s"), "web": ("scattered", "pages/s")}
+WORK = {"db": ("scattered", "pages/s"), "web": ("scattered", "pages/s")}
 RISES = "web"
 ALONE_S, AFTER_S, LOOKS = 3.0, 3.0, 3
 DECISION_S, MOVE_S = 90.0, 90.0
