@@ -163,6 +163,7 @@ class Preparation:
         domain, known = self._result(knowledge, deadline, "the guest", _Unready)
         if known is None:
             raise _Unready("the guest tells nothing of its memory")
+        LOG.info("%s: %d samples of its memory by %s", instance, known.samples, known.source)
         migration = str(uuid.uuid4())
         there = departure.destination_spec(
             self._options, migration, self._own_name, str(peer.get("link_host", ""))

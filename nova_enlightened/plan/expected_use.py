@@ -7,10 +7,11 @@ pages are not planned at all. In order of trust:
 * pages that samples saw in use have their heat;
 * page tables are needed to reach 512 pages each, and nothing says which: while they are
   few, all of them come first;
-* pages of a running process that no sample saw: what the samples say of *new* pages. If f
-  pages were seen by exactly one sample, as many samples again will find about f pages nobody
-  saw before (Good-Turing), shared by all unseen pages of the process. Where a working set
-  is sharp this is next to nothing, under a zipf load it is not;
+* pages of a running process that no sample saw: what the samples say of pages they missed. If
+  one sample saw f1 pages and two saw f2, about f1² / 2 f2 were used and not seen (A. Chao,
+  "Nonparametric estimation of the number of classes in a population", 1984), which all unseen
+  pages of the process share. Where a working set is sharp this is next to nothing, however few
+  of it each sample sees; under a zipf load it is not;
 * memory no sampling can see (the kernel's): a prior per class. It is above memory that was
   watched and found unused;
 * without samples: what the kernel marks as used, pages of running processes.
@@ -126,7 +127,7 @@ def urgent(counts: npt.NDArray[np.int64]) -> int:
 
 
 def unseen_likelihood(heats: npt.NDArray[np.uint8], samples: int) -> float:
-    """How likely a page that no sample saw is used within as many samples again.
+    """How likely a page that no sample saw is in use all the same.
 
     :param heats: of all pages of one process; 0 or a kernel mark: not seen.
     :param samples: taken; more than `heat.HISTORY` count as that many.
@@ -137,8 +138,17 @@ def unseen_likelihood(heats: npt.NDArray[np.uint8], samples: int) -> float:
     counts = np.bincount(heats, minlength=256)
     unseen = int(counts[: heat.SAMPLED_MIN].sum())
     once = (1 << (heat.HISTORY - 1 - np.arange(samples))).astype(np.uint8)
-    values = np.unique(heat.from_samples(once, samples, 0, samples))
-    return min(MOST_UNSEEN, int(counts[values].sum()) / max(unseen, 1))
+    first, second = np.triu_indices(samples, 1)
+    seen_once, seen_twice = _count(counts, once), _count(counts, once[first] | once[second])
+    missed = min(seen_once, seen_once**2 / (2 * max(seen_twice, 1)))
+    return min(MOST_UNSEEN, missed / max(unseen, 1))
+
+
+def _count(counts: npt.NDArray[np.int64], histories: npt.NDArray[np.uint8]) -> int:
+    """Pages that have one of these histories, by the heat it gives them."""
+    samples = int(np.bitwise_or.reduce(histories)).bit_count()
+    values = np.unique(heat.from_samples(histories, samples, 0, histories.size))
+    return int(counts[values].sum())
 
 
 def _raise_unseen(found: Scores, known: GuestPages, running: Sequence[PlacedProcess]) -> None:

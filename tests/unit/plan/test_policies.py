@@ -139,6 +139,19 @@ def test_pages_samples_missed_count_more_where_samples_keep_finding_new_ones():
     assert plan(Heat(), broad).order[10] == 10
 
 
+def test_a_sharp_set_of_which_each_sample_sees_a_part_leaves_few_pages_unseen():
+    draw = np.random.default_rng(3)
+    histories = np.zeros(20_000, np.uint8)
+    for sample in range(4):
+        seen = draw.random(5_000) < 0.6
+        histories[:5_000] |= (seen << (7 - sample)).astype(np.uint8)
+    likelihood = expected_use.unseen_likelihood(
+        expected_use.heat.from_samples(histories, 4, 0, histories.size), 4
+    )
+    missed = int((histories[:5_000] == 0).sum())
+    assert likelihood * (histories == 0).sum() == pytest.approx(missed, rel=0.5)
+
+
 def test_one_sample_says_nothing_of_the_pages_it_missed():
     assert expected_use.unseen_likelihood(np.array([255] * 10 + [0] * 10, np.uint8), 1) == 0.0
 
