@@ -84,7 +84,7 @@ def _level() -> npt.NDArray[np.uint8]:
 PRIOR: Final = _prior()
 URGENT_LIKELIHOOD: Final = 0.045
 """Pages at least as likely to be used are urgent."""
-URGENT_PART: Final = 0.05
+URGENT_PART: Final = 0.25
 """So are many pages that are less likely, if this part of all uses is expected of them."""
 LEVEL: Final = _level()
 _IS_MAPPED: Final = np.isin(np.arange(256), (PageClass.ANON, PageClass.FILE))

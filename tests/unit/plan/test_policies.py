@@ -104,9 +104,9 @@ def test_pages_hardly_ever_used_are_not_urgent():
 
 
 def test_pages_hardly_ever_used_are_urgent_where_they_are_so_many_that_they_matter():
-    hot, kernel = [PageClass.ANON] * 100, [PageClass.KERNEL] * 1000
-    made = plan(Heat(), known_of(hot + kernel, [255] * 100 + [0] * 1000))
-    assert made.urgent == 1100
+    hot, kernel = [PageClass.ANON] * 100, [PageClass.KERNEL] * 2000
+    made = plan(Heat(), known_of(hot + kernel, [255] * 100 + [0] * 2000))
+    assert made.urgent == 2100
 
 
 def test_page_tables_first_while_they_are_few():
