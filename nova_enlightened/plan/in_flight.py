@@ -42,6 +42,7 @@ class InFlightLimit:
         self._floor = floor
         self._cap = cap
         self._target = target
+        self._queue = QUEUE
         self._steered = min(max(_START, floor), cap)
         self.window = self._steered
         self.queue_delay = 0.0  # seconds, as of the last round trip
@@ -57,9 +58,14 @@ class InFlightLimit:
         """The empty path's round trip in seconds; None before the first acknowledgement."""
         return self._base[0][1] if self._base else None
 
-    def aim(self, target: float) -> None:
-        """Aim at another delay: larger costs less CPU, as more crosses at a time."""
+    def aim(self, target: float, queue: int = QUEUE) -> None:
+        """Aim at another delay, and at most so many bytes of queue.
+
+        Larger costs less CPU, as more crosses at a time, and keeps a path busy whose delay is
+        that of busy processors.
+        """
         self._target = target
+        self._queue = queue
 
     def restart(self, now: float) -> None:
         """The path may be another one: forget it."""
@@ -104,7 +110,7 @@ class InFlightLimit:
         assert rtt is not None
         self.queue_delay = rtt - base
         rate = self._steered / max(rtt, 1e-6)
-        wanted = rate * base + min(rate * self._target, QUEUE)
+        wanted = rate * base + min(rate * self._target, self._queue)
         if wanted < self._steered:
             wanted = max(wanted, self._steered * _SHRINK)
         elif self._round_full:

@@ -42,6 +42,9 @@ CALM_DELAY_S: Final = 0.008
 """Queueing aimed at once the guest has what it needs most: fewer, larger steps spare both hosts'
 CPU, which the guests need more than the rest of the memory."""
 CALM_ACK_S: Final = 0.004
+BULK_DELAY_S: Final = 0.05
+"""Queueing aimed at while nobody waits: a migration nothing is known of, before its switch."""
+BULK_QUEUE: Final = 4 * 1024 * 1024
 
 
 class SourceRelay(Relay):
@@ -55,6 +58,9 @@ class SourceRelay(Relay):
         self._ordered = OrderedMigration(WindowLimits(spec.window_floor, begin, spec.window_cap))
         self._planner = Planner(spec.policy, spec.layout, self.wake)
         self._unplanned = spec.knowledge is not None
+        self._bulk = spec.knowledge is None
+        if self._bulk:
+            self._link.limit.aim(BULK_DELAY_S, BULK_QUEUE)
         if spec.knowledge is not None:
             self._planner.know(spec.knowledge)
         self._plan_error: str | None = None
@@ -218,6 +224,9 @@ class SourceRelay(Relay):
         self.request_stop(str(error))
 
     def _work(self, now: float) -> None:
+        if self._bulk and self._ordered.phase is Phase.POSTCOPY:
+            self._bulk = False
+            self._link.limit.aim(self._link.options.target_delay)
         self._plan()
         self._pump(now)
         main = self._channels.get(MAIN)

@@ -86,6 +86,13 @@ def test_a_very_fast_path_is_filled_without_leaving_the_cache() -> None:
     assert limit.window < QUEUE + 3 * 3e9 * 0.0001
 
 
+def test_a_fast_path_holds_more_where_nobody_waits_behind_it() -> None:
+    limit = InFlightLimit()
+    limit.aim(0.05, 4 * QUEUE)
+    run(limit, Path(1e9, 0.0001), 2.0)
+    assert 3 * QUEUE < limit.window < 6 * QUEUE
+
+
 def test_the_cap_holds_on_a_path_that_would_take_more() -> None:
     limit = InFlightLimit()
     run(limit, Path(2e9, rtt=0.02), seconds=4)
