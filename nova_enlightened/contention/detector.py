@@ -36,7 +36,7 @@ class Thresholds:
     """What counts as contention. Shares are 0 to 1.
 
     :param cpu: of the waiting share.
-    :param cpu_least: CPUs a guest has to lose before its own waiting share counts.
+    :param cpu_least: CPUs a guest, or all together, have to lose before the waiting share counts.
     :param cpu_stall: with CPU PSI *some* below this share, waiting warns at most: the kernel
         saw nobody wait.
     :param memory_some, memory_full: of the share of time stalled on memory.
@@ -205,9 +205,10 @@ class Detector:
         self, domains: tuple[DomainReport, ...], used: float, waiting: float
     ) -> tuple[float, str]:
         """The share to judge and who fares worst ("" where it is all together)."""
-        share, worst = (waiting / (used + waiting) if waiting > 0 else 0.0), ""
+        least = max(self.thresholds.cpu_least, 1e-9)
+        share, worst = (waiting / (used + waiting) if waiting >= least else 0.0), ""
         for one in domains:
-            if one.waiting > 0 and one.waiting >= self.thresholds.cpu_least:
+            if one.waiting >= least:
                 own = one.waiting / (one.cpu + one.waiting)
                 if own > share:
                     share, worst = own, one.uuid

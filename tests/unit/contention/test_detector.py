@@ -155,6 +155,14 @@ def test_a_guest_that_loses_next_to_nothing_does_not_count_by_itself():
     assert level is CALM
 
 
+def test_a_nearly_idle_host_is_calm_though_its_guest_waits_for_half_of_the_little_it_wants():
+    host = SimulatedHost(2, {"idle": 1, "other": 1})
+    for _ in range(5):
+        host.delay["idle"] += 0.05
+        level = host.second({"idle": 0.05, "other": 0.0}).level
+    assert level is CALM
+
+
 def test_a_guest_that_waits_for_its_own_quota_is_not_hindered_by_others():
     host = SimulatedHost(8, {"a": 4, "b": 4})
     for number in range(5):
@@ -324,7 +332,7 @@ def test_a_verdict_makes_the_report_of_its_host():
 
 
 def test_other_thresholds_are_obeyed():
-    strict = Thresholds(cpu=Bounds(0.01, 0.02), holds=Holds(0.0, 0.0, 0.0))
+    strict = Thresholds(cpu=Bounds(0.01, 0.02), cpu_least=0.01, holds=Holds(0.0, 0.0, 0.0))
     host = two_on_one_core(Detector(strict))
     assert host.second({"a": 0.53, "b": 0.5}).level is ACT
 
