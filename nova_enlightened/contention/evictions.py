@@ -237,6 +237,9 @@ class _Round:
         return None
 
     def _arm(self, report: HostReport, why: str) -> Decision:
+        if any(one.source == report.host for one in self._running):
+            # To sample costs what the host is short of, and nobody else leaves before this ends.
+            return Decision(Action.NOTHING, report.host, why)
         choice = self._choose(report, ahead=True)
         likely = tuple(one.uuid for one in choice.candidates[: self._limits.armed])
         action = Action.ARM if likely and report.capable else Action.NOTHING

@@ -277,7 +277,10 @@ class Remediator:
         parts = self._parts
         for host, guests in parts.arming.to_arm(found, now).items():
             parts.jobs.submit(("arm", host), functools.partial(parts.agents.arm, host, guests))
-        for host, guests in parts.arming.to_disarm(reports).items():
+        leaving: dict[str, set[str]] = {}
+        for record in parts.ledger.under_way():
+            leaving.setdefault(record.host, set()).add(record.instance)
+        for host, guests in parts.arming.to_disarm(reports, leaving).items():
             parts.jobs.submit(
                 ("disarm", host), functools.partial(parts.agents.disarm, host, guests)
             )

@@ -100,14 +100,20 @@ class FakeNova:
         number = len(self.migrations) + 1
         self.migrations.append(Migration(number, uuid, self.servers[uuid].host, "", "accepted"))
 
-    def progress(self, status: str, destination: str = "compute2") -> None:
-        """The migration under way goes on."""
-        last = self.migrations[-1]
-        self.migrations[-1] = dataclasses.replace(last, status=status, destination=destination)
-        server = self.servers.get(last.server)
+    def progress(self, status: str, destination: str = "compute2", which: int = -1) -> None:
+        """A migration goes on: the last one, if none is named."""
+        one = self.migrations[which]
+        self.migrations[which] = dataclasses.replace(one, status=status, destination=destination)
+        server = self.servers.get(one.server)
         if server is not None and status not in UNDER_WAY:
             host = destination if status == "completed" else server.host
-            self.servers[last.server] = dataclasses.replace(server, host=host, task="")
+            self.servers[one.server] = dataclasses.replace(server, host=host, task="")
+
+    def finish(self) -> None:
+        """All that is under way completes."""
+        for which, one in enumerate(self.migrations):
+            if one.status in UNDER_WAY:
+                self.progress("completed", which=which)
 
     def _called(self, name: str) -> None:
         self.calls.append(name)

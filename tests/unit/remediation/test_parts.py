@@ -81,12 +81,27 @@ def test_only_a_guest_that_is_new_is_armed_beside_those_that_are() -> None:
     assert arming.to_arm([more], 101.0) == {"compute1": ["vm3"]}
 
 
+def test_who_stays_where_one_leaves_is_disarmed() -> None:
+    arming = Arming(60.0)
+    arming.to_arm([ARM], 100.0)
+    acts = [report("compute1", 101.0, Level.ACT)]
+    assert arming.to_disarm(acts, {"compute1": {"vm1"}}) == {"compute1": ["vm2"]}
+    assert arming.to_disarm(acts, {"compute1": {"vm1"}}) == {}
+    assert arming.armed == 1
+
+
+def test_who_leaves_is_armed_if_it_was_not() -> None:
+    arming = Arming(60.0)
+    evict = dataclasses.replace(ARM, action=Action.EVICT, instances=("vm1",))
+    assert arming.to_arm([evict], 100.0) == {"compute1": ["vm1"]}
+
+
 def test_guests_of_a_host_that_is_calm_are_disarmed_once() -> None:
     arming = Arming(60.0)
     arming.to_arm([ARM], 100.0)
-    assert arming.to_disarm([report("compute1", 101.0, Level.WARN)]) == {}
-    assert arming.to_disarm([report("compute1", 102.0)]) == {"compute1": ["vm1", "vm2"]}
-    assert arming.to_disarm([report("compute1", 103.0)]) == {}
+    assert arming.to_disarm([report("compute1", 101.0, Level.WARN)], {}) == {}
+    assert arming.to_disarm([report("compute1", 102.0)], {}) == {"compute1": ["vm1", "vm2"]}
+    assert arming.to_disarm([report("compute1", 103.0)], {}) == {}
 
 
 def test_an_agent_that_failed_is_left_in_peace_for_a_while() -> None:
