@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import os
 import sys
 import time
 
@@ -51,12 +50,6 @@ def _progress(text: str) -> None:
     print(f"{time.monotonic() - _BEGAN:6.1f} s  {text}", flush=True)
 
 
-def _enter(lab: Lab, host: str, words: list[str]) -> None:
-    holder = lab.control if host == "ctl" else lab.hosts[host].holder
-    command = holder.entered(words or [os.environ.get("SHELL", "/bin/sh")])
-    os.execvp(command[0], command)
-
-
 def main() -> int:
     """Run one command; the exit status."""
     wanted = _arguments()
@@ -76,7 +69,7 @@ def main() -> int:
             built = vars(image.build(default_cache(), _progress))
             print(json.dumps({part: str(path) for part, path in built.items()}, indent=2))
         else:
-            _enter(Lab.running(), wanted.host, wanted.words)
+            Lab.running().enter(wanted.host, wanted.words)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

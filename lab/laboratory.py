@@ -8,11 +8,11 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import libvirt
 
@@ -282,6 +282,12 @@ class Lab:
         self._write_state()
 
     # --- what is there --------------------------------------------------------------------
+
+    def enter(self, name: str, words: Sequence[str]) -> NoReturn:
+        """Become a command, or a shell, inside a host or "ctl"."""
+        holder = self.control if name == "ctl" else self.hosts[name].holder
+        command = holder.entered(list(words) or [os.environ.get("SHELL", "/bin/sh")])
+        os.execvp(command[0], command)
 
     def status(self) -> dict[str, Any]:
         """Versions, acceleration, link, and every host's guests."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 
@@ -89,12 +88,6 @@ def _up(wanted: argparse.Namespace) -> None:
     print(f"source {Places.default().run}/openrc   # then: openstack server list")
 
 
-def _enter(cloud: Cloud, host: str, words: list[str]) -> None:
-    holder = cloud.lab.control if host == "ctl" else cloud.lab.hosts[host].holder
-    command = holder.entered(words or [os.environ.get("SHELL", "/bin/sh")])
-    os.execvp(command[0], command)
-
-
 def main() -> int:
     """Run one command; the exit status."""
     wanted = _arguments()
@@ -108,7 +101,7 @@ def main() -> int:
         elif wanted.command == "status":
             print(json.dumps(Cloud.running().status(), indent=2))
         else:
-            _enter(Cloud.running(), wanted.host, wanted.words)
+            Cloud.running().lab.enter(wanted.host, wanted.words)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

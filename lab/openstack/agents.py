@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from oslo_config import cfg
 from oslo_service import backend
-from oslo_service.backend.exceptions import BackendAlreadySelected
 
 if TYPE_CHECKING:
     from lab.openstack.cloud import Cloud
@@ -30,8 +28,7 @@ class Agents:
 
     def call(self, ask: Callable[[HostAPI], _T]) -> _T:
         """What ``ask`` returns. Threads that oslo.messaging starts stay in ctl's network too."""
-        with contextlib.suppress(BackendAlreadySelected):  # by whoever runs this in its process
-            backend.init_backend(backend.BackendType.THREADING)
+        backend.init_backend(backend.BackendType.THREADING)
         # Imports oslo.messaging, which takes the kind of threads as it is chosen by then. Not in a
         # short-lived thread: what else it imports leaves one that is waited for without end.
         from nova_enlightened import rpc

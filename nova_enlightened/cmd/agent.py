@@ -16,22 +16,7 @@ from nova_enlightened import exception
 
 LOG = logging.getLogger(__name__)
 
-
-def configured(argv: Sequence[str]) -> cfg.ConfigOpts:
-    """The configuration of this service.
-
-    :raises ConfigError: options contradict each other.
-    :raises cfg.Error: a file cannot be read, or a value is not allowed.
-    """
-    conf = cfg.ConfigOpts()
-    log.register_options(conf)
-    options.register_opts(conf)
-    conf(list(argv), project="nova_enlightened", prog="nova-enlightened-agent")
-    for group, found in options.list_opts():
-        for option in found:  # a value is checked when it is read
-            conf[group.name][option.dest]
-    options.check(conf)
-    return conf
+PROGRAM = "nova-enlightened-agent"
 
 
 def run(conf: cfg.ConfigOpts, ending: threading.Event) -> None:
@@ -68,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     try:
-        conf = configured(sys.argv[1:] if argv is None else argv)
+        conf = options.for_service(sys.argv[1:] if argv is None else argv, PROGRAM)
         log.setup(conf, "nova_enlightened")
         run(conf, ending)
     except (exception.EnlightenedError, cfg.Error) as error:
-        print(f"nova-enlightened-agent: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     return 0
 

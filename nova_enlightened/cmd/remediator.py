@@ -16,23 +16,6 @@ from nova_enlightened.conf import remediation
 PROGRAM = "nova-enlightened-remediator"
 
 
-def configured(argv: Sequence[str]) -> cfg.ConfigOpts:
-    """The configuration of this service, every value of it checked.
-
-    :raises ConfigError: options contradict each other.
-    :raises cfg.Error: a file cannot be read, or a value is not allowed.
-    """
-    conf = cfg.ConfigOpts()
-    log.register_options(conf)
-    options.register_opts(conf)
-    remediation.register_auth_opts(conf)
-    conf(list(argv), project="nova_enlightened", prog=PROGRAM)
-    for option in remediation.ALL_OPTS:  # a value is checked when it is read
-        conf[remediation.GROUP][option.dest]
-    options.check(conf)
-    return conf
-
-
 def run(conf: cfg.ConfigOpts) -> None:
     """Be the remediator until a signal ends it.
 
@@ -58,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
     backend.init_backend(backend.BackendType.THREADING)
     try:
-        conf = configured(sys.argv[1:] if argv is None else argv)
+        given = sys.argv[1:] if argv is None else argv
+        conf = options.for_service(given, PROGRAM, remediation.register_auth_opts)
         log.setup(conf, "nova_enlightened")
         run(conf)
     except (exception.EnlightenedError, cfg.Error) as error:

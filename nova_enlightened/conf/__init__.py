@@ -5,9 +5,10 @@ There is no global ``CONF`` here: Nova's services hand over theirs, the console 
 their own, and a test makes one for each case.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from oslo_config import cfg
+from oslo_log import log
 
 from nova_enlightened.conf import agent, enlightened, remediation, scheduler
 
@@ -34,6 +35,26 @@ def check(conf: cfg.ConfigOpts) -> None:
     """
     for module in _MODULES:
         module.check(conf)
+
+
+def for_service(
+    argv: Sequence[str], program: str, *register: Callable[[cfg.ConfigOpts], None]
+) -> cfg.ConfigOpts:
+    """The configuration of a service, from its command line; every value of it is checked.
+
+    :param register: adds options of other projects.
+    :raises ConfigError: two options contradict each other.
+    :raises oslo_config.cfg.Error: a file cannot be read, or a value is not allowed.
+    """
+    conf = cfg.ConfigOpts()
+    for add in (log.register_options, register_opts, *register):
+        add(conf)
+    conf(list(argv), project="nova_enlightened", prog=program)
+    for group, options in list_opts():
+        for option in options:  # a value is checked when it is read
+            conf[group.name][option.dest]
+    check(conf)
+    return conf
 
 
 def read(files: Sequence[str]) -> cfg.ConfigOpts:

@@ -6,6 +6,7 @@ from typing import Final
 from oslo_config import cfg
 
 from nova_enlightened import exception
+from nova_enlightened.conf import bounds
 
 GROUP: Final = "enlightened_agent"
 
@@ -376,9 +377,7 @@ def check(conf: cfg.ConfigOpts) -> None:
         (f"{figure}_warn", f"{figure}_act")
         for figure in ("cpu", "memory_some", "memory_full", "swap_in")
     ]
-    for low, high in (("sample_interval", "report_interval"), *pairs):
-        least, most = conf[GROUP][low], conf[GROUP][high]
-        if least > most:
-            raise exception.ConfigError(f"[{GROUP}] {low} = {least} is above {high} = {most}")
-        if low.endswith("_warn") and not least:
-            raise exception.ConfigError(f"[{GROUP}] {low} = {least} would warn always")
+    bounds.check(conf, GROUP, (("sample_interval", "report_interval"), *pairs))
+    for low, _ in pairs:
+        if not conf[GROUP][low]:
+            raise exception.ConfigError(f"[{GROUP}] {low} = {conf[GROUP][low]} would warn always")

@@ -3,7 +3,7 @@
 
 from oslo_config import cfg
 
-from nova_enlightened import exception
+from nova_enlightened.conf import bounds
 
 GROUP = "enlightened"
 
@@ -270,10 +270,8 @@ def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
 
 def check(conf: cfg.ConfigOpts) -> None:
     """Refuse bounds that cross. :raises ConfigError: naming both options."""
-    for low, high in (
+    pairs = (
         ("injection_window_floor", "injection_window_cap"),
         ("link_port_min", "link_port_max"),
-    ):
-        least, most = conf[GROUP][low], conf[GROUP][high]
-        if least > most:
-            raise exception.ConfigError(f"[{GROUP}] {low} = {least} is above {high} = {most}")
+    )
+    bounds.check(conf, GROUP, pairs)

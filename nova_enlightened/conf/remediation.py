@@ -5,6 +5,7 @@ from keystoneauth1 import loading
 from oslo_config import cfg
 
 from nova_enlightened import exception
+from nova_enlightened.conf import bounds
 
 GROUP = "enlightened_remediation"
 API_TIMEOUT_S = 20
@@ -361,14 +362,12 @@ def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
 
 def check(conf: cfg.ConfigOpts) -> None:
     """Refuse values that contradict each other. :raises ConfigError: naming both options."""
-    ours = conf[GROUP]
-    for low, high in (
+    pairs = (
         ("max_evictions_per_host", "max_evictions"),
         ("appear_timeout", "eviction_timeout"),
         ("follow_interval", "appear_timeout"),
-    ):
-        if ours[low] > ours[high]:
-            raise exception.ConfigError(f"[{GROUP}] {low} = {ours[low]} is above {high}"
-                                        f" = {ours[high]}")  # fmt: skip
-    if not ours.state_path.startswith("/"):
-        raise exception.ConfigError(f"[{GROUP}] state_path = {ours.state_path} is not absolute")
+    )
+    bounds.check(conf, GROUP, pairs)
+    path = conf[GROUP].state_path
+    if not path.startswith("/"):
+        raise exception.ConfigError(f"[{GROUP}] state_path = {path} is not absolute")

@@ -46,18 +46,27 @@ def userfaultfd_obstacle(
         device = status(DEVICE)
     except OSError:
         device = None
-    if device is not None and stat.S_ISCHR(device.st_mode) and _may_open(device, user):
+    if (
+        device is not None
+        and stat.S_ISCHR(device.st_mode)
+        and permits(device, user, stat.S_IROTH | stat.S_IWOTH)
+    ):
         return None
     return "QEMU may not use userfaultfd: set sysctl vm.unprivileged_userfaultfd = 1 on this host"
 
 
-def _may_open(device: os.stat_result, user: tuple[int, int]) -> bool:
-    both = stat.S_IROTH | stat.S_IWOTH
-    if device.st_uid == user[0]:
-        both = stat.S_IRUSR | stat.S_IWUSR
-    elif device.st_gid == user[1]:
-        both = stat.S_IRGRP | stat.S_IWGRP
-    return device.st_mode & both == both
+def permits(status: os.stat_result, user: tuple[int, int], wanted: int) -> bool:
+    """Whether a file's mode lets another user (uid, gid) do something.
+
+    :param wanted: what, as mode bits of *others*; of owner and group, theirs count.
+    """
+    if user[0] == 0:
+        return True
+    if status.st_uid == user[0]:
+        wanted <<= 6
+    elif status.st_gid == user[1]:
+        wanted <<= 3
+    return status.st_mode & wanted == wanted
 
 
 def obstacles(options: Any, user: tuple[int, int] | None, read: Read) -> Iterator[str]:

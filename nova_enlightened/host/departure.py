@@ -10,16 +10,15 @@ import pathlib
 import secrets
 from collections.abc import Callable
 from typing import Any
-from xml.etree import ElementTree
 
 from nova_enlightened import exception
 from nova_enlightened.host import relays
 from nova_enlightened.host.hint_sources import HintTarget
-from nova_enlightened.knowledge import stored
+from nova_enlightened.knowledge import domain_xml, stored
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
 from nova_enlightened.knowledge.layout import MemoryLayout
 from nova_enlightened.stream.guest_channel import PORT_NAME
-from nova_enlightened.transfer.spec import RelaySpec, TlsFiles
+from nova_enlightened.transfer.spec import RelaySpec
 
 KIB = 1024
 
@@ -47,13 +46,9 @@ class Places:
 def guest_channel(xml: str) -> str | None:
     """QEMU's unix socket for this project's port, from the domain's XML; None without one.
 
-    :raises HintError: the XML does not parse.
+    :raises HintError: not the XML of a domain.
     """
-    try:
-        tree = ElementTree.fromstring(xml)
-    except ElementTree.ParseError as error:
-        raise exception.HintError(f"domain XML does not parse: {error}") from error
-    for channel in tree.iterfind("./devices/channel"):
+    for channel in domain_xml.root(xml).iterfind("./devices/channel"):
         target, source = channel.find("target"), channel.find("source")
         if target is not None and target.get("name") == PORT_NAME and source is not None:
             return source.get("path")
@@ -65,18 +60,6 @@ def hint_target(
 ) -> HintTarget:
     """Where a guest is asked. :param memory: KiB of RAM. :raises HintError: as `guest_channel`."""
     return HintTarget(name, memory * KIB, guest_channel(xml), agent_command)
-
-
-def tls_files(options: Any, peer_name: str) -> TlsFiles | None:
-    """This host's certificates for a link to a peer; None where ``link_tls`` is off.
-
-    :param options: the group ``[enlightened]``.
-    """
-    if options.link_tls == "off":
-        return None
-    return TlsFiles(
-        options.link_tls_ca, options.link_tls_certificate, options.link_tls_key, peer_name
-    )
 
 
 def destination_spec(options: Any, migration: str, own_name: str, link_host: str) -> RelaySpec:
@@ -93,7 +76,7 @@ def destination_spec(options: Any, migration: str, own_name: str, link_host: str
         link_host=link_host,
         link_port=0,
         secret=secrets.token_hex(32),
-        tls=tls_files(options, own_name),
+        tls=relays.tls_files(options, own_name),
         window_floor=options.injection_window_floor * KIB,
         window_cap=options.injection_window_cap * KIB,
     )
@@ -133,7 +116,7 @@ def start_source(
         run_directory=str(directory),
         link_host=peer.link_host,
         link_port=peer.link_port,
-        tls=tls_files(options, peer.name),
+        tls=relays.tls_files(options, peer.name),
         policy=options.ordering_policy,
         layout=layout.to_dict(),
         knowledge=str(file),

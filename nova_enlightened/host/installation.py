@@ -118,7 +118,7 @@ def run_directory(path: str, user: tuple[int, int] | None) -> Iterator[Finding]:
         yield fail(
             what, f"{path} cannot be written by this user", f"chown it to uid {os.geteuid()}"
         )
-    elif user is not None and not _may_make_sockets(status, user):
+    elif user is not None and not capability.permits(status, user, stat.S_IWOTH | stat.S_IXOTH):
         yield fail(
             what,
             f"QEMU (uid {user[0]}, gid {user[1]}) cannot make sockets in {path}",
@@ -126,17 +126,6 @@ def run_directory(path: str, user: tuple[int, int] | None) -> Iterator[Finding]:
         )
     else:
         yield ok(what, path)
-
-
-def _may_make_sockets(status: os.stat_result, user: tuple[int, int]) -> bool:
-    if user[0] == 0:
-        return True
-    needed = stat.S_IWOTH | stat.S_IXOTH
-    if status.st_uid == user[0]:
-        needed = stat.S_IWUSR | stat.S_IXUSR
-    elif status.st_gid == user[1]:
-        needed = stat.S_IWGRP | stat.S_IXGRP
-    return status.st_mode & needed == needed
 
 
 def apparmor(path: str, read: capability.Read) -> Finding:

@@ -94,6 +94,18 @@ def listen_in_range(conf: cfg.ConfigOpts) -> socket.socket:
     )
 
 
+def tls_files(options: Any, peer_name: str) -> TlsFiles | None:
+    """This host's certificates for a link to a peer; None where ``link_tls`` is off.
+
+    :param options: the group ``[enlightened]``.
+    """
+    if options.link_tls == "off":
+        return None
+    return TlsFiles(
+        options.link_tls_ca, options.link_tls_certificate, options.link_tls_key, peer_name
+    )
+
+
 def for_this_host(spec: RelaySpec, conf: cfg.ConfigOpts) -> RelaySpec:
     """A specification that a peer asks for, with this host's own certificates.
 
@@ -107,10 +119,7 @@ def for_this_host(spec: RelaySpec, conf: cfg.ConfigOpts) -> RelaySpec:
         )
     if spec.tls is None:
         return spec
-    own = TlsFiles(
-        group.link_tls_ca, group.link_tls_certificate, group.link_tls_key, spec.tls.peer_name
-    )
-    return dataclasses.replace(spec, tls=own)
+    return dataclasses.replace(spec, tls=tls_files(group, spec.tls.peer_name))
 
 
 def start(

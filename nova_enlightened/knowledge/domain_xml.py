@@ -43,8 +43,8 @@ class DomainMemory:
     """(RAM block name, guest physical address, size) of each memory device."""
 
 
-def parse(xml: str) -> DomainMemory:
-    """:raises HintError: not a domain, or a machine whose map is not known."""
+def root(xml: str) -> ElementTree.Element:
+    """The <domain> element. :raises HintError: not the XML of a domain."""
     if len(xml) > MAX_XML:
         raise HintError(f"domain XML of {len(xml)} characters")
     try:
@@ -53,6 +53,12 @@ def parse(xml: str) -> DomainMemory:
         raise HintError(f"domain XML does not parse: {error}") from error
     if domain.tag != "domain":
         raise HintError(f"<{domain.tag}> is not a domain")
+    return domain
+
+
+def parse(xml: str) -> DomainMemory:
+    """:raises HintError: not a domain, or a machine whose map is not known."""
+    domain = root(xml)
     machine = _machine(domain)
     memory = domain.find("memory")
     if memory is None:

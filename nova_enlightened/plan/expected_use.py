@@ -122,7 +122,6 @@ def urgent(counts: npt.NDArray[np.int64]) -> int:
     uses = counts * likelihood
     before = np.cumsum(uses) - uses
     worth = (counts > 0) & ((likelihood >= URGENT_LIKELIHOOD) | (uses > URGENT_PART * before))
-    worth &= likelihood > 0
     return int(counts[: int(np.flatnonzero(worth)[-1]) + 1].sum()) if worth.any() else 0
 
 

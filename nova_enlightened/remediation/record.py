@@ -10,24 +10,13 @@ from nova_enlightened.remediation.eviction_states import FINAL, Input, State, ad
 RECORD_VERSION: Final = 1
 REASON_LENGTH: Final = 500
 
-MILESTONES: Final = (
-    "detected",
-    "decided",
-    "ordered",
-    "requested",
-    "accepted",
-    "appeared",
-    "post_copy",
-    "completed",
-    "relieved",
-    "ended",
-)
-"""Keys of :attr:`EvictionRecord.times`, in the order things happen."""
-
 
 @dataclasses.dataclass(frozen=True)
 class EvictionRecord:
     """An eviction; times are seconds since the epoch.
+
+    Keys of `times`, as things happen: detected, decided, ordered, requested, accepted, appeared,
+    post_copy, completed, relieved, ended.
 
     :param eviction: its id.
     :param cause: identifies what it is for.

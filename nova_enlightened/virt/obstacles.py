@@ -7,10 +7,8 @@ touch pages that have not arrived, past the kernel's sight.
 """
 
 from typing import Final
-from xml.etree import ElementTree
 
-from nova_enlightened.exception import HintError
-from nova_enlightened.knowledge.domain_xml import MAX_XML
+from nova_enlightened.knowledge import domain_xml
 
 # What is looked for (a path below <domain>), and what it means. In the order of the answer.
 _ELEMENTS: Final = (
@@ -36,14 +34,7 @@ def find(xml: str) -> str | None:
     :param xml: of the running domain.
     :raises HintError: not the XML of a domain.
     """
-    if len(xml) > MAX_XML:
-        raise HintError(f"domain XML of {len(xml)} characters")
-    try:
-        domain = ElementTree.fromstring(xml)
-    except ElementTree.ParseError as error:
-        raise HintError(f"domain XML does not parse: {error}") from error
-    if domain.tag != "domain":
-        raise HintError(f"<{domain.tag}> is not a domain")
+    domain = domain_xml.root(xml)
     for path, words in _ELEMENTS:
         if domain.find(path) is not None:
             return words

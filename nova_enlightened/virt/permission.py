@@ -16,7 +16,6 @@ IMAGE_KEY: Final = "image_enlightened_post_copy"
 keeps all properties of its image there."""
 IMAGE_CHANNEL_KEY: Final = "image_enlightened_guest_channel"
 
-_OFF: Final = frozenset({"no", "false", "off", "0"})
 _ON: Final = frozenset({"yes", "true", "on", "1"})
 
 
