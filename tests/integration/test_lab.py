@@ -16,6 +16,8 @@ import pytest
 
 from lab import Lab, processes
 from lab.errors import LabError
+from lab.migration import migrate
+from lab.way import Way
 
 pytestmark = [
     pytest.mark.integration,
@@ -41,13 +43,6 @@ def program(run: Path, body: str) -> "subprocess.Popen[str]":
 
 def token_in(run: Path) -> str:
     return str(json.loads((run / "state.json").read_text())["token"])
-
-
-def postcopy(lab: Lab, name: str) -> None:
-    """Plain libvirt post-copy from host1 to host2, switched after one pass."""
-    one, two = lab.hosts["host1"], lab.hosts["host2"]
-    words = ["migrate", "--live", "--p2p", "--postcopy", "--postcopy-after-precopy"]
-    one.virsh(*words, "--desturi", two.libvirt_uri(remote=True), name)
 
 
 def test_both_hosts_answer_with_names_of_their_own(lab: Lab) -> None:
@@ -94,7 +89,8 @@ def test_a_guest_stays_the_same_vm_through_postcopy(lab: Lab) -> None:
     guest = lab.guest("same", workload="checksum", arguments=("--memory", "100"), wait=True)
     try:
         before = guest.probe.wait_running(1.0)
-        postcopy(lab, "same")
+        # Switched at once: QEMU 7.2 under TCG may lose what the guest writes during a pass.
+        assert migrate(lab, guest, Way.STOCK).failure is None
         assert guest.host.name == "host2"
         moved = time.monotonic()
         while (after := guest.probe.wait_next(10.0)) is not None and after.time < moved + 0.5:
