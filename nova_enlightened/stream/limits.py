@@ -24,3 +24,18 @@ MAX_BITMAP_GUEST_BYTES = 1 << 40
 
 MAX_BITMAP_BYTES = MAX_BITMAP_GUEST_BYTES // 4096 // 8
 """The same in bytes of bitmap: one bit a page, 32 MiB."""
+
+MAX_DEVICE_STATE = 256 << 20
+"""Device state of a stored stream; a virtual machine without passthrough has a few MiB."""
+
+MAX_DESCRIPTION = 16 << 20
+"""JSON text that describes the devices behind a pre-copy stream; usually 20 to 200 KiB."""
+
+MAX_RAM_A_BYTE = 4096
+"""Bytes of RAM that one byte of a stored stream can stand for at most: a page of zeros takes 9,
+and one that is free may be left out where the guest says so. Keeps a short stream from claiming
+terabytes.
+"""
+
+MAX_SAVE_HEADER = 32 << 20
+"""Domain XML and cookie at the beginning of a file that libvirt saved; 70 KiB with its padding."""
