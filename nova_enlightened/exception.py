@@ -50,6 +50,41 @@ class PlanError(EnlightenedError):
     """A page, block or policy that does not exist was named while planning."""
 
 
+class ApplianceError(EnlightenedError):
+    """A file of a stored appliance is malformed, past a limit, or contradicts another."""
+
+
+class ManifestError(ApplianceError):
+    """A manifest is not one, or describes no appliance that could be played."""
+
+
+class ChunkIndexError(ApplianceError):
+    """A chunk index, or the table of units beside it, is damaged or past a limit."""
+
+
+class ChunkError(ApplianceError):
+    """Stored bytes are not the chunk they should be; another reading of them may be right.
+
+    :param pack: name of the pack the chunk is in.
+    :param offset: bytes from the beginning of the pack to the chunk.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, *, pack: str, offset: int) -> None:
+        super().__init__(f"{message} (pack {pack}, byte {offset})")
+        self.pack = pack
+        self.offset = offset
+
+
+class TraceError(ApplianceError):
+    """A trace of an appliance's run is damaged, past a limit, or of another appliance."""
+
+
+class PrefetchPlanError(ApplianceError):
+    """A prefetch plan is damaged, past a limit, or of another appliance."""
+
+
 class LinkError(EnlightenedError):
     """The link between two relays broke; it may be made again and resumed."""
 
@@ -130,3 +165,43 @@ class ServerGone(NovaRefused):
 
 class JournalError(EnlightenedError):
     """The journal of evictions cannot be read or written."""
+
+
+class StoreError(EnlightenedError):
+    """A store of appliances does not deliver; the message names the object and the range."""
+
+    retryable = True
+
+
+class StoreObjectMissing(StoreError):
+    """There is no such object in the store."""
+
+    retryable = False
+
+
+class StoreRefused(StoreError):
+    """The store declines: access, a name, or a way to answer that is of no use."""
+
+    retryable = False
+
+
+class RangesIgnored(StoreRefused):
+    """The store answers with other bytes than the range that was asked for."""
+
+
+class StoreCorrupt(StoreError):
+    """An object is shorter than its description, or not what its digest says."""
+
+    retryable = False
+
+
+class PlayerError(EnlightenedError):
+    """A player process could not be started, asked or stopped, or its appliance not be played."""
+
+
+class PlayerGone(PlayerError):
+    """No player answers: it has ended, or was never started."""
+
+
+class StreamingError(EnlightenedError):
+    """A VM could not be started from, or kept on, a stored appliance."""
