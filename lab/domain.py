@@ -17,10 +17,13 @@ GUEST_AGENT_CHANNEL = "org.qemu.guest_agent.0"
 class GuestSpec:
     """What is asked of a guest. ``number`` makes its MAC and address; sizes in MiB.
 
-    ``workload``: scattered, heap, contiguous (``guest/hotpages.c``), checksum, redis or idle;
-    ``arguments`` are words for that program. ``devices``, ``numa`` and ``memory_backing`` are
-    XML. ``extra_qemu`` are words for QEMU, but not ``-global migration.x-postcopy-preempt=on``:
-    libvirt 9.0 connects by itself, and QEMU refuses preempt on a connection it was handed.
+    ``workload``: scattered, heap, contiguous (``guest/hotpages.c``), checksum, redis, web, session
+    or idle; ``arguments`` are words for that program. ``disk`` is a qcow2 file of its own, which
+    it writes; without one it has the image's, read-only. ``fragment_mib`` of its memory are made
+    as fragmented as in a guest that has run for long (``guest/fragment.c``). ``devices``,
+    ``numa`` and ``memory_backing`` are XML. ``extra_qemu`` are words for QEMU, but not ``-global
+    migration.x-postcopy-preempt=on``: libvirt 9.0 connects by itself, and QEMU refuses preempt on
+    a connection it was handed.
     """
 
     name: str
@@ -37,6 +40,8 @@ class GuestSpec:
     memory_backing: str = ""
     numa: str = ""
     devices: str = field(default="", repr=False)
+    disk: Path | None = None
+    fragment_mib: int = 0
 
     @property
     def mac(self) -> str:
@@ -66,6 +71,10 @@ def kernel_command_line(spec: GuestSpec, port: int) -> str:
         f"lab.port={port}",
         f"lab.workload={spec.workload}",
     ]
+    if spec.disk is not None:
+        words.append("lab.disk=rw")
+    if spec.fragment_mib:
+        words.append(f"lab.fragment={spec.fragment_mib}")
     if spec.arguments:
         words.append(f"lab.args={','.join(spec.arguments)}")
     return " ".join(words)
@@ -79,6 +88,16 @@ def _channel(name: str) -> str:
     </channel>"""
 
 
+def _disk(spec: GuestSpec, image: GuestImage) -> str:
+    kind, path = ("raw", image.root) if spec.disk is None else ("qcow2", spec.disk)
+    return f"""\
+<disk type='file' device='disk'>
+      <driver name='qemu' type='{kind}'/>
+      <source file={quoteattr(str(path))}/>
+      <target dev='vda' bus='virtio'/>{"<readonly/>" if spec.disk is None else ""}
+    </disk>"""
+
+
 def _command_line(words: Sequence[str]) -> str:
     if not words:
         return ""
@@ -89,7 +108,7 @@ def _command_line(words: Sequence[str]) -> str:
 def domain_xml(
     spec: GuestSpec, image: GuestImage, acceleration: str, console: Path, port: int
 ) -> str:
-    """The domain. Its only disk is read-only, so libvirt migrates it without shared storage."""
+    """The domain. Where its only disk is read-only, libvirt migrates it without shared storage."""
     kvm = acceleration == "KVM"
     cpu = "<cpu mode='host-model' check='none'>" if kvm else (
         "<cpu mode='custom' match='exact' check='none'><model>qemu64</model>"
@@ -115,12 +134,7 @@ def domain_xml(
   <on_reboot>restart</on_reboot>
   <on_crash>destroy</on_crash>
   <devices>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw'/>
-      <source file={quoteattr(str(image.root))}/>
-      <target dev='vda' bus='virtio'/>
-      <readonly/>
-    </disk>
+    {_disk(spec, image)}
     <interface type='bridge'>
       <mac address='{spec.mac}'/>
       <source bridge='{DATA_BRIDGE}'/>

@@ -32,7 +32,9 @@ PACKAGES = (
     "iproute2",
     "kmod",
     "linux-image-cloud-amd64",
+    "nginx-light",
     "python3",
+    "python3-waitress",
     "qemu-guest-agent",
     "redis-server",
     "systemd-sysv",
@@ -47,7 +49,8 @@ MODULES = (
     "virtio_rng",
     "overlay",
 )
-PROGRAMS = ("hotpages", "checksum", "heartbeat")
+PROGRAMS = ("hotpages", "checksum", "heartbeat", "fragment", "session")
+SCRIPTS = ("workload.sh", "webapp.py", "nginx.conf")
 #: Units that a guest which lives a minute does not need; each costs a second or so under TCG.
 MASKED = (
     "apt-daily-upgrade.timer",
@@ -64,6 +67,7 @@ MASKED = (
     "ldconfig.service",
     "logrotate.timer",
     "modprobe@.service",
+    "nginx.service",
     "proc-sys-fs-binfmt_misc.automount",
     "redis-server.service",
     "sys-fs-fuse-connections.mount",
@@ -328,7 +332,8 @@ def _fill_initrd(tree: Path, base: Path, agent: list[tuple[Path, bytes]]) -> Non
     for program in PROGRAMS:
         run(["gcc", "-O2", "-static", "-s", "-o", str(programs / program),
              str(_HERE / f"{program}.c")])  # fmt: skip
-    shutil.copy(_HERE / "workload.sh", programs)
+    for script in SCRIPTS:
+        shutil.copy(_HERE / script, programs)
     units = files / "etc/systemd/system"
     shutil.copy(_HERE / "lab.target", units)
     wanted = ["lab-channels.service", "lab-workload.service"]

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # First program of a lab guest. The root volume is one read-only file that every guest of
-# every host shares, so that a live migration has no disk to copy: writes go to RAM. What
-# changes often (programs, agent, units) comes with this initial RAM disk, in /lab/files.
+# every host shares, so that a live migration has no disk to copy: writes go to RAM. With
+# lab.disk=rw it is the guest's own, and written. What changes often (programs, agent, units)
+# comes with this initial RAM disk, in /lab/files.
 # shellcheck shell=dash disable=SC2086,SC2154,SC1091,SC2187,SC2013,SC2046
 export PATH=/bin
 /bin/busybox --install -s /bin
@@ -37,10 +38,14 @@ ip addr add "$address" dev eth0
 ip link set eth0 up
 
 mkdir -p /lower /writes /root
-mount -t ext4 -o ro,noload /dev/vda /lower || exec sh
-mount -t tmpfs -o size=25% writes /writes
-mkdir -p /writes/upper /writes/work
-mount -t overlay -o lowerdir=/lower,upperdir=/writes/upper,workdir=/writes/work root /root
+if [ "$(value disk)" = rw ]; then # a disk of its own: an appliance's
+    mount -t ext4 -o rw,noatime /dev/vda /root || exec sh
+else
+    mount -t ext4 -o ro,noload /dev/vda /lower || exec sh
+    mount -t tmpfs -o size=25% writes /writes
+    mkdir -p /writes/upper /writes/work
+    mount -t overlay -o lowerdir=/lower,upperdir=/writes/upper,workdir=/writes/work root /root
+fi
 cp -a /lab/files/. /root/
 echo "$name" > /root/etc/hostname
 tr ' ' '\n' < /proc/cmdline | sed -n 's/^lab\.\([a-z]*\)=/LAB_\1=/p' > /root/etc/lab.env
