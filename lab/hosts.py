@@ -13,6 +13,7 @@ from lab.errors import LabError
 from lab.libvirtd import SOCKET, Libvirtd
 from lab.namespaces import Holder
 from lab.network import MIGRATION_ADDRESS
+from nova_enlightened.host.spare_relay import SpareRelay
 
 
 class Host:
@@ -30,6 +31,7 @@ class Host:
         self.run_directory = holder.run_directory
         self.log = libvirtd.log
         self._connection: libvirt.virConnect | None = None
+        self.spare_relay = SpareRelay()
 
     def libvirt_uri(self, *, remote: bool = False) -> str:
         """The URI to connect to from outside, or (``remote``) from the other host."""
@@ -52,8 +54,13 @@ class Host:
             self._connection = self.connect()
         return self._connection
 
+    def have_spare_relay(self) -> None:
+        """Start a relay's process for the next migration, as this host's agent would."""
+        self.spare_relay.start(self.holder.entered([]))
+
     def disconnect(self) -> None:
-        """Close the kept connection."""
+        """Close the kept connection, and end the spare relay."""
+        self.spare_relay.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             try:

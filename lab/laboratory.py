@@ -139,6 +139,8 @@ class Lab:
             self._prepare_image()
             for answer in answering:
                 answer.result()
+        for host in self.hosts.values():
+            host.have_spare_relay()
         self._write_state()
         self._progress(f"Two hosts are up; guests run under {self.acceleration}")
 

@@ -128,6 +128,8 @@ def migrate(
             tell(started.relay_state())
 
         failure = _run(started, way, limit_s, turn, lambda: watch.at(source, "STOP") is not None)
+        for host in (source, destination):
+            host.have_spare_relay()
         told = Migration(way, guest.name, source.name, destination.name, ordered, extra=extra)
         return _completed(told, started, watch, (source, destination), pair, failure)
 

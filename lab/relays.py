@@ -84,8 +84,15 @@ def start_pair(
             relays.listen_unix(str(source.outside(path))),
             source.holder.entered([]),
             source.outside,
+            source.spare_relay,
         ),
-        destination=relays.start(there, link, destination.holder.entered([]), destination.outside),
+        destination=relays.start(
+            there,
+            link,
+            destination.holder.entered([]),
+            destination.outside,
+            destination.spare_relay,
+        ),
         migrate_uri=f"unix://{path}",
     )
 

@@ -26,6 +26,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--listener", type=int, metavar="FD", help="inherited listening socket (else bind here)"
     )
+    spare = commands.add_parser(
+        "spare", help="be loaded already, and wait to be told which relay to be (by the agent)"
+    )
+    spare.add_argument("told", type=int, metavar="FD", help="inherited socket to be told on")
     start = commands.add_parser(
         "start",
         help="start a relay that goes on by itself; its specification is read from standard "
@@ -47,6 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     stop.add_argument("directory", help="directory that holds the relays' run directories")
     stop.add_argument("migration", help="UUID of the migration")
     return parser
+
+
+def _spare(told: int) -> int:
+    from nova_enlightened.host.spare_relay import wait_to_be_told
+    from nova_enlightened.transfer import destination, source  # noqa: F401 (to be loaded)
+
+    found = wait_to_be_told(told)
+    return 0 if found is None else _run(*found)
 
 
 def _run(spec_path: str, descriptor: int | None) -> int:
@@ -107,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "run":
             return _run(arguments.spec, arguments.listener)
+        if arguments.command == "spare":
+            return _spare(arguments.told)
         if arguments.command == "start":
             return _start(arguments.config_file)
         if arguments.command == "status":

@@ -92,7 +92,7 @@ class Arrivals:
         try:
             listener = relays.listen_in_range(self._conf)
             spec = dataclasses.replace(spec, link_port=listener.getsockname()[1])
-            relay = relays.start(spec, listener)
+            relay = relays.start(spec, listener, spare=self._upkeep.spare)
         except exception.EnlightenedError:
             shutil.rmtree(directory, ignore_errors=True)
             raise

@@ -14,6 +14,7 @@ from typing import Any
 from nova_enlightened import exception
 from nova_enlightened.host import relays
 from nova_enlightened.host.hint_sources import HintTarget
+from nova_enlightened.host.spare_relay import SpareRelay
 from nova_enlightened.knowledge import domain_xml, stored
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
 from nova_enlightened.knowledge.layout import MemoryLayout
@@ -92,11 +93,17 @@ class Peer:
 
 
 def start_source(
-    options: Any, there: RelaySpec, peer: Peer, known: GuestKnowledge, domain_xml: str
+    options: Any,
+    there: RelaySpec,
+    peer: Peer,
+    known: GuestKnowledge,
+    domain_xml: str,
+    spare: SpareRelay | None = None,
 ) -> relays.RunningRelay:
     """Start the relay of this host.
 
     :param there: what the destination's was asked to be.
+    :param spare: a relay process that has started already, where there is one.
     :raises HintError: where the guest's memory lies is not known.
     :raises RelayError: the relay could not be started, or its directory not be written.
     """
@@ -120,5 +127,28 @@ def start_source(
         policy=options.ordering_policy,
         layout=layout.to_dict(),
         knowledge=str(file),
+    )
+    return relays.start(here, listener, spare=spare)
+
+
+def start_carrier(options: Any, there: RelaySpec, peer: Peer) -> relays.RunningRelay:
+    """Start the relay of this host for a stream that is resumed; it carries, and orders nothing.
+
+    :param there: what the destination's was asked to be.
+    :raises RelayError: it could not be started, or its directory not be written.
+    """
+    directory = pathlib.Path(Places(options.run_directory, there.migration).directory("source"))
+    try:
+        directory.mkdir(parents=True, mode=0o700)
+        listener = relays.listen_unix(there.socket)
+    except OSError as error:
+        raise exception.RelayError(f"run directory: {error}") from error
+    here = dataclasses.replace(
+        there,
+        role="source",
+        run_directory=str(directory),
+        link_host=peer.link_host,
+        link_port=peer.link_port,
+        tls=relays.tls_files(options, peer.name),
     )
     return relays.start(here, listener)

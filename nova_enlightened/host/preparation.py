@@ -174,7 +174,7 @@ class Preparation:
         where = self._result(started, deadline, destination, _Unready)
         with _unready():
             relay = departure.start_source(
-                self._options, there, _peer(peer, where), known, domain.xml
+                self._options, there, _peer(peer, where), known, domain.xml, self._upkeep.spare
             )
         self._upkeep.adopt(relay)
         return Answer(True, True, cause, f"unix://{there.socket}", migration)

@@ -16,6 +16,7 @@ from typing import Any, Final
 from nova_enlightened import exception
 from nova_enlightened.host import relays
 from nova_enlightened.host.departure import Places
+from nova_enlightened.host.spare_relay import SpareRelay
 from nova_enlightened.transfer import control
 from nova_enlightened.transfer.spec import RelaySpec
 
@@ -31,15 +32,23 @@ class RelayUpkeep:
 
     :param keep: seconds for which the directory of an ended migration is kept.
     :param clock: seconds since the epoch, as files have them.
+    :param spare: the next relay's process, where somebody keeps one.
     """
 
-    def __init__(self, top: str, keep: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        top: str,
+        keep: float,
+        clock: Callable[[], float] = time.time,
+        spare: SpareRelay | None = None,
+    ) -> None:
         self._top = top
         self._keep = keep
         self._clock = clock
         self._lock = threading.Lock()
         self._children: set[int] = set()
         self._running: tuple[dict[str, Any], ...] = ()
+        self.spare = spare
 
     def adopt(self, relay: relays.RunningRelay) -> None:
         """Remember a child of this process, to collect its exit status when it has ended."""

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import pathlib
+import select
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from typing import Any
 from oslo_config import cfg
 
 from nova_enlightened import exception
+from nova_enlightened.host.recovery import Carrier
+from nova_enlightened.host.spare_relay import SpareRelay
 from nova_enlightened.transfer import control
 from nova_enlightened.transfer.spec import RelaySpec, TlsFiles
 
@@ -127,12 +130,14 @@ def start(
     listener: socket.socket,
     prefix: Sequence[str] = (),
     seen: Seen = pathlib.Path,
+    spare: SpareRelay | None = None,
 ) -> RunningRelay:
     """Start a relay that outlives this process.
 
     :param listener: the source's unix socket or the destination's TCP socket; closed here
         once the relay has inherited it.
     :param prefix: command put before the relay's own, to enter another namespace.
+    :param spare: a process that has started already, used where it can be.
     :raises RelayError: the relay could not be started.
     """
     directory = seen(spec.run_directory)
@@ -141,6 +146,9 @@ def start(
     command = [*prefix, *ENTRY, spec.path, "--listener", str(listener.fileno())]
     try:
         with listener, log.open("ab") as output:
+            pid = spare.take(spec, listener, log) if spare is not None else None
+            if pid is not None:
+                return RunningRelay(spec, pid, seen)
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -153,6 +161,53 @@ def start(
         raise exception.RelayError(f"relay did not start: {error}") from error
     process.returncode = 0  # it outlives this object and is looked after by its pid
     return RunningRelay(spec, process.pid, seen)
+
+
+def specification(parent: str, migration: str | None, role: str) -> RelaySpec | None:
+    """Of one side's relay, from its run directory in `parent`; None where there is none."""
+    if migration is None:
+        return None
+    try:
+        text = pathlib.Path(parent, f"{migration}-{role}", "spec.json").read_text()
+        return RelaySpec.from_json(text)
+    except (OSError, exception.ConfigError):
+        return None
+
+
+def carrier(spec: RelaySpec) -> Carrier:
+    """Whether a relay of this host runs. One that does not answer in time is not gone for that."""
+    try:
+        control.ask(spec.control, "status")
+    except exception.RelayGone as error:
+        if isinstance(error.__cause__, TimeoutError):
+            return Carrier.UNKNOWN
+        return Carrier.GONE
+    except exception.RelayError:
+        return Carrier.UNKNOWN
+    return Carrier.ALIVE
+
+
+def end(spec: RelaySpec, patience: float) -> None:
+    """End a relay of this host, and wait until it is gone: QEMU's socket is closed then.
+
+    :raises RelayError: it still runs after `patience` seconds.
+    """
+    try:
+        pid = int(control.ask(spec.control, "status")["pid"])
+        descriptor = os.pidfd_open(pid)
+    except (exception.RelayGone, ProcessLookupError):
+        return
+    try:
+        try:
+            control.ask(spec.control, "stop")
+        except exception.RelayGone:
+            pass
+        if not select.select([descriptor], [], [], patience)[0]:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            if not select.select([descriptor], [], [], patience)[0]:
+                raise exception.RelayError(f"relay {pid} does not end")
+    finally:
+        os.close(descriptor)
 
 
 def running(parent: str) -> Iterator[RunningRelay]:

@@ -43,6 +43,7 @@ from nova_enlightened.host.outbox import Outbox
 from nova_enlightened.host.preparation import Domain, HostCalls, Preparation
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
 from nova_enlightened.host.sampling import Identity, Sampler, thresholds
+from nova_enlightened.host.spare_relay import SpareRelay
 
 LOG = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ class Agent:
         kinds = _hint_sources(conf)
         self.metrics = Metrics()
         self.orders = KeptOrders(os.path.join(top, ORDERS_FILE))
-        self.upkeep = RelayUpkeep(top, options.keep_ended)
+        self._spare = SpareRelay()
+        self.upkeep = RelayUpkeep(top, options.keep_ended, spare=self._spare)
         self.armed = ArmedGuests(conf.enlightened, kinds, lambda uuid: self._domain(uuid).target)
         self._preparation = Preparation(
             conf.enlightened,
@@ -149,7 +151,7 @@ class Agent:
             threading.Thread(target=self._repeat, args=arguments, name=arguments[0], daemon=True)
             for arguments in (
                 ("sampling", options.sample_interval, self.sample),
-                ("looking", LOOK_S, self.look),
+                ("looking", LOOK_S, self._tend),
             )
         ]
         self.endpoint = self._endpoint()
@@ -194,6 +196,7 @@ class Agent:
             if thread.ident is not None:
                 thread.join(LOOK_S)
         self._outbox.stop()
+        self._spare.close()
         if self._traits is not None:
             self._traits.stop()
         self._preparation.close()
@@ -243,6 +246,11 @@ class Agent:
                 }
             )
         self.metrics.reported(report, time.monotonic() - began)
+
+    def _tend(self) -> None:
+        self.look()
+        if not self.upkeep.running():  # to load one would cost CPU that those are short of
+            self._spare.start()
 
     def look(self) -> None:
         """See which relays run, and what this host can do."""

@@ -95,7 +95,7 @@ class Started:
         self._error = error
         monkeypatch.setattr(relays, "start", self)
 
-    def __call__(self, spec: RelaySpec, listener: Any) -> relays.RunningRelay:
+    def __call__(self, spec: RelaySpec, listener: Any, **_: Any) -> relays.RunningRelay:
         listener.close()
         if self._error is not None:
             raise self._error

@@ -97,7 +97,7 @@ class Scene:
 def scene(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     made = Scene(tmp_path)
 
-    def start(spec: RelaySpec, listener: Any) -> relays.RunningRelay:
+    def start(spec: RelaySpec, listener: Any, **_: Any) -> relays.RunningRelay:
         listener.close()
         made.started.append(spec)
         return relays.RunningRelay(spec, 1)
