@@ -39,7 +39,6 @@ MAX_PACKS: Final = 1 << 14
 """Packs an index may name: 1 TiB of them."""
 DIGEST: Final = 16
 
-STORED_MAX: Final = 0xFFFFFFFD
 ZERO: Final = 0xFFFFFFFF
 """In `ChunkIndex.chunk_of`: all bytes of the place are zero, and nothing is stored."""
 ABSENT: Final = 0xFFFFFFFE
@@ -89,12 +88,12 @@ class ChunkIndex:
     @property
     def stored(self) -> npt.NDArray[np.bool_]:
         """Which places have a chunk."""
-        return np.asarray(self.chunk_of <= STORED_MAX, np.bool_)
+        return np.asarray(self.chunk_of < ABSENT, np.bool_)
 
     @property
     def zero(self) -> npt.NDArray[np.bool_]:
         """Which places are zero."""
-        return self.chunk_of == ZERO
+        return np.asarray(self.chunk_of == ZERO, np.bool_)
 
     @property
     def stored_bytes(self) -> int:
