@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recovery of one migration: looks at both hosts, and takes the steps that are decided on.
+
+Resuming asks the destination for a fresh relay, starts one here, and has libvirt resume QEMU's
+stream through the two (``VIR_MIGRATE_POSTCOPY_RESUME``). libvirt refuses unless QEMU waits paused
+on both hosts, so an attempt that comes too early costs nothing but itself.
+"""
+
+import dataclasses
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import libvirt
+
+from nova_enlightened import exception
+from nova_enlightened.host import departure as leaving
+from nova_enlightened.host import recovery, relays, standing
+from nova_enlightened.host.departures import Departure
+from nova_enlightened.host.recovery import Carrier, Decision, Seen, State, Step
+from nova_enlightened.transfer import control
+from nova_enlightened.transfer.spec import RelaySpec
+
+LOG = logging.getLogger(__name__)
+
+GONE_S: Final = 5.0
+"""How long a relay may take to end that was told to."""
+_UNDEFINE: Final = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+)
+RESUME_FLAGS: Final = (
+    libvirt.VIR_MIGRATE_LIVE
+    | libvirt.VIR_MIGRATE_PEER2PEER
+    | libvirt.VIR_MIGRATE_PERSIST_DEST
+    | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+    | libvirt.VIR_MIGRATE_POSTCOPY
+    | libvirt.VIR_MIGRATE_POSTCOPY_RESUME
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class There:
+    """What the destination says of a VM that arrives and of its relay."""
+
+    domain: standing.Standing
+    relay: Carrier
+
+
+class FarSide(Protocol):
+    """The destination, of one recovery. All methods raise ``EnlightenedError``."""
+
+    def look(self, departure: Departure) -> There:
+        """How the domain and its relay stand there."""
+
+    def end_relay(self, departure: Departure) -> None:
+        """End its relay, and come back once it is gone."""
+
+    def start_relay(self, spec: RelaySpec) -> leaving.Peer:
+        """Start a fresh one; where it listens."""
+
+    def spec(self, migration: str) -> RelaySpec:
+        """What a fresh one is asked to be."""
+
+
+class Recovery:
+    """One migration's. :meth:`turn` is called now and then, by one thread.
+
+    :param lookup: finds the domain at the source, each time anew; raises ``libvirtError``.
+    :param start_here: starts this host's relay: the peer's specification, where it listens.
+    :param top: ``[enlightened] run_directory``.
+    :param keep: takes the record each time it changes.
+    :param clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        departure: Departure,
+        lookup: Callable[[], Any],
+        far: FarSide,
+        start_here: Callable[[RelaySpec, leaving.Peer], relays.RunningRelay],
+        top: str,
+        keep: Callable[[Departure], None] = lambda departure: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.departure = departure
+        self.state = State.STOPPED if departure.stopped else State.FOLLOWED
+        self.why = "not looked at yet"
+        self.trouble = ""
+        self._lookup = lookup
+        self._far = far
+        self._start_here = start_here
+        self._top = top
+        self._keep = keep
+        self._clock = clock
+        self._not_before = 0.0
+        self._agreed = (Step.WAIT, 0)
+        self._resuming: threading.Thread | None = None
+
+    # -- by hand ----------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Try nothing more until `retry`. What flows goes on flowing."""
+        if self.state not in recovery.ENDS:
+            self.state = State.STOPPED
+            self._record(stopped=True)
+
+    def retry(self) -> None:
+        """Try again, now."""
+        self._not_before = 0.0
+        if self.state is State.STOPPED:
+            self.state = State.FOLLOWED
+            self._record(stopped=False)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to decide."""
+        return self.state in recovery.ENDS
+
+    def told(self) -> dict[str, Any]:
+        """For people and programs, as plain values."""
+        return {
+            "instance": self.departure.instance,
+            "destination": self.departure.destination,
+            "migration": self.departure.migration,
+            "state": self.state.value,
+            "why": self.why,
+            "attempts": self.departure.attempts,
+            "trouble": self.trouble,
+        }
+
+    # -- by itself --------------------------------------------------------------------------
+
+    def turn(self) -> State:
+        """Look, and take a step if one is due."""
+        if self.ended:
+            return self.state
+        decision = recovery.decide(self.look())
+        if not self._confirmed(decision):
+            return self.state
+        if decision.step is Step.RESUME and (self._busy or self._clock() < self._not_before):
+            return self.state
+        if not recovery.takes(self.state, decision.step):
+            return self.state
+        before, self.state = self.state, recovery.after(self.state, decision.step)
+        self.why = decision.why
+        if before is not self.state:
+            LOG.warning("%s: %s, %s", self.departure.instance, self.state, decision.why)
+        try:
+            self._take(decision.step)
+        except (exception.EnlightenedError, OSError) as error:
+            self.trouble = str(error)
+            self._later()
+            LOG.warning("%s: %s: %s", self.departure.instance, decision.step, error)
+        return self.state
+
+    def look(self) -> Seen:
+        """What both hosts say now."""
+        here = standing.of(self._lookup)
+        try:
+            there = self._far.look(self.departure)
+        except exception.EnlightenedError as error:
+            self.trouble = str(error)
+            there = There(standing.Standing.UNKNOWN, Carrier.UNKNOWN)
+        relay_here, completed = self._own_relay()
+        return Seen(here, there.domain, relay_here, there.relay, completed)
+
+    def _confirmed(self, decision: Decision) -> bool:
+        step, times = self._agreed
+        times = times + 1 if step is decision.step else 1
+        self._agreed = (decision.step, times)
+        return decision.sure or times >= recovery.CONFIRMED
+
+    @property
+    def _busy(self) -> bool:
+        return self._resuming is not None and self._resuming.is_alive()
+
+    def _take(self, step: Step) -> None:
+        match step:
+            case Step.END_HERE:
+                self._end_here()
+            case Step.END_THERE:
+                self._far.end_relay(self.departure)
+            case Step.RESUME:
+                self._resume()
+            case Step.MOVED:
+                self._undefine()
+
+    # -- this host --------------------------------------------------------------------------
+
+    def _own_spec(self) -> RelaySpec | None:
+        return relays.specification(self._top, self.departure.migration, "source")
+
+    def _own_relay(self) -> tuple[Carrier, bool]:
+        spec = self._own_spec()
+        if spec is None:
+            return Carrier.GONE, False
+        completed = relays.RunningRelay(spec, 0).state().get("phase") == "completed"
+        return relays.carrier(spec), completed
+
+    def _end_here(self) -> None:
+        spec = self._own_spec()
+        if spec is not None:
+            relays.end(spec, GONE_S)
+
+    def _undefine(self) -> None:
+        """Remove the definition that libvirt leaves where nobody waited for its migration."""
+        try:
+            domain = self._lookup()
+            if not domain.isActive() and domain.isPersistent():
+                domain.undefineFlags(_UNDEFINE)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                LOG.warning("%s is still defined here: %s", self.departure.instance, error)
+
+    # -- resuming ---------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """Begin an attempt; libvirt's call lasts until the last page has crossed."""
+        self._record(attempts=self.departure.attempts + 1)
+        self._later()
+        there = self._far.spec(str(uuid.uuid4()))
+        peer = self._far.start_relay(there)
+        self._record(migration=there.migration)
+        self._start_here(there, peer)
+        self._resuming = threading.Thread(
+            target=self._call, args=(f"unix://{there.socket}",), name="resume", daemon=True
+        )
+        self._resuming.start()
+
+    def _call(self, uri: str) -> None:
+        try:
+            self._lookup().migrateToURI3(
+                self.departure.control_uri, {libvirt.VIR_MIGRATE_PARAM_URI: uri}, RESUME_FLAGS
+            )
+            self.trouble = ""
+        except libvirt.libvirtError as error:
+            self.trouble = str(error)
+            LOG.warning("%s: libvirt does not resume: %s", self.departure.instance, error)
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                self._abandon()
+
+    def _abandon(self) -> None:
+        """End relays that nobody came to, so that the next attempt can begin.
+
+        Those that QEMU has connected to are left alone: libvirt's call may have failed for
+        another reason, and they may be carrying the VM.
+        """
+        spec = self._own_spec()
+        if spec is None:
+            return
+        try:
+            if not control.ask(spec.control, "status").get("channels"):
+                relays.end(spec, GONE_S)
+        except exception.RelayError as error:
+            LOG.debug("Relay of %s: %s", self.departure.instance, error)
+
+    def _later(self) -> None:
+        self._not_before = self._clock() + recovery.pause_after(self.departure.attempts)
+
+    def _record(self, **changes: Any) -> None:
+        self.departure = dataclasses.replace(self.departure, **changes)
+        self._keep(self.departure)

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to do about a migration that was switched to post-copy and lost its way; no I/O.
+
+From the switch on the VM's memory is in two places. Nothing here ever starts its processors at
+the source again: a step either waits, or clears away what is left of a broken pair of relays, or
+has QEMU resume the stream from one paused end to the other, or says how it ended.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from nova_enlightened.host.standing import Standing
+
+
+class Carrier(enum.StrEnum):
+    """A relay of the migration, on one host."""
+
+    ALIVE = "alive"
+    """It runs; what the network does between the two is for them to make good."""
+    GONE = "gone"
+    """There is no such process: the socket of the QEMU beside it is closed."""
+    UNKNOWN = "unknown"
+
+
+class Step(enum.StrEnum):
+    """What is to be done next."""
+
+    WAIT = "wait"
+    END_HERE = "end the source's relay"
+    END_THERE = "end the destination's relay"
+    RESUME = "resume"
+    MOVED = "moved"
+    STAYED = "stayed"
+    LOST = "lost"
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What both hosts say. Here is the source, there the destination.
+
+    :param completed: the source's relay has seen QEMU say that the last page is sent.
+    """
+
+    here: Standing
+    there: Standing
+    relay_here: Carrier
+    relay_there: Carrier
+    completed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """A step, and why in words. ``sure``: it need not be seen several times in a row."""
+
+    step: Step
+    why: str
+    sure: bool = True
+
+
+_SPLIT: Final = frozenset({Standing.POSTCOPY, Standing.FAILED, Standing.SWITCHING})
+_AWAY: Final = frozenset({Standing.GONE, Standing.ENDED})
+
+_Rule = tuple[Callable[[Seen], bool], Decision]
+
+# The first that holds decides. A pair that no rule names waits.
+_RULES: Final[tuple[_Rule, ...]] = (
+    # --- what libvirt of the source does not tell, nobody may guess
+    (
+        lambda seen: seen.here is Standing.UNKNOWN,
+        Decision(Step.WAIT, "libvirt of the source does not answer"),
+    ),
+    # --- the source has it whole
+    (
+        lambda seen: seen.here is Standing.EXECUTES and seen.relay_here is not Carrier.GONE,
+        Decision(Step.WAIT, "not switched yet"),
+    ),
+    (
+        lambda seen: seen.here is Standing.EXECUTES,
+        Decision(Step.STAYED, "it never left its source", sure=False),
+    ),
+    # --- the source has it no more
+    (
+        lambda seen: seen.here in _AWAY and seen.there is Standing.EXECUTES,
+        Decision(Step.MOVED, "it executes at its destination, all of it"),
+    ),
+    (
+        lambda seen: seen.here is Standing.GONE and seen.completed,
+        Decision(Step.MOVED, "the last page has crossed"),
+    ),
+    (
+        lambda seen: seen.here in _AWAY and seen.there in _SPLIT,
+        Decision(
+            Step.LOST,
+            "QEMU at the source has ended, and the rest of the VM's memory with it: "
+            "the destination's copy waits for pages that nobody has",
+            sure=False,
+        ),
+    ),
+    (
+        lambda seen: seen.here is Standing.ENDED and seen.there in _AWAY,
+        Decision(Step.LOST, "QEMU has ended on both hosts", sure=False),
+    ),
+    (
+        lambda seen: seen.here is Standing.GONE,
+        Decision(
+            Step.MOVED,
+            "libvirt of the source says that it has migrated",
+            sure=False,
+        ),
+    ),
+    # --- its memory is on both hosts
+    (
+        lambda seen: seen.there in _AWAY and seen.here in _SPLIT,
+        Decision(
+            Step.LOST,
+            "QEMU at the destination has ended, and with it what the VM has done since the switch",
+            sure=False,
+        ),
+    ),
+    (
+        # QEMU at the destination ends, and does not pause, where its socket closes before it runs.
+        lambda seen: Standing.SWITCHING in (seen.here, seen.there),
+        Decision(Step.WAIT, "it is being handed over"),
+    ),
+    (
+        lambda seen: seen.relay_here is Carrier.ALIVE and seen.relay_there is Carrier.ALIVE,
+        Decision(Step.WAIT, "the relays carry it, or connect again"),
+    ),
+    (
+        lambda seen: seen.relay_here is Carrier.ALIVE and seen.relay_there is Carrier.GONE,
+        Decision(Step.END_HERE, "the destination's relay is gone", sure=False),
+    ),
+    (
+        lambda seen: seen.relay_there is Carrier.UNKNOWN,
+        Decision(Step.WAIT, "the destination's agent does not answer"),
+    ),
+    (
+        lambda seen: seen.relay_here is Carrier.GONE and seen.relay_there is Carrier.ALIVE,
+        Decision(Step.END_THERE, "the source's relay is gone", sure=False),
+    ),
+    (
+        lambda seen: seen.relay_here is Carrier.GONE and seen.relay_there is Carrier.GONE,
+        Decision(Step.RESUME, "both relays are gone: QEMU waits on both hosts"),
+    ),
+)
+_ELSE: Final = Decision(Step.WAIT, "nothing to be done")
+
+
+def decide(seen: Seen) -> Decision:
+    """The next step."""
+    return next((made for holds, made in _RULES if holds(seen)), _ELSE)
+
+
+class State(enum.StrEnum):
+    """How a migration after its order stands, for people."""
+
+    FOLLOWED = "followed"
+    """Nothing is wrong that does not mend itself."""
+    CLEARING = "clearing"
+    """A relay was lost; what is left of the pair is ended, so that QEMU pauses on both hosts."""
+    RESUMING = "resuming"
+    """Fresh relays were asked for, and libvirt to resume through them."""
+    STOPPED = "stopped"
+    """By an operator: nothing more is tried until one says so."""
+    MOVED = "moved"
+    STAYED = "stayed"
+    LOST = "lost"
+
+
+ENDS: Final = frozenset({State.MOVED, State.STAYED, State.LOST})
+
+_LIVE: Final = (State.FOLLOWED, State.CLEARING, State.RESUMING)
+_AFTER: Final[Mapping[tuple[State, Step], State]] = {
+    **{(state, Step.END_HERE): State.CLEARING for state in _LIVE},
+    **{(state, Step.END_THERE): State.CLEARING for state in _LIVE},
+    **{(state, Step.RESUME): State.RESUMING for state in _LIVE},
+    (State.FOLLOWED, Step.WAIT): State.FOLLOWED,
+    (State.CLEARING, Step.WAIT): State.CLEARING,
+    (State.RESUMING, Step.WAIT): State.FOLLOWED,
+    (State.STOPPED, Step.WAIT): State.STOPPED,
+    **{(state, Step.MOVED): State.MOVED for state in (*_LIVE, State.STOPPED)},
+    **{(state, Step.STAYED): State.STAYED for state in (*_LIVE, State.STOPPED)},
+    **{(state, Step.LOST): State.LOST for state in (*_LIVE, State.STOPPED)},
+}
+
+
+def after(state: State, step: Step) -> State:
+    """The state after a step is taken. One that is not listed, as any after an end, changes
+    nothing: an operator's stop holds, and an end is an end.
+    """
+    return _AFTER.get((state, step), state)
+
+
+def takes(state: State, step: Step) -> bool:
+    """Whether the step may be taken in this state."""
+    return (state, step) in _AFTER
+
+
+CONFIRMED: Final = 3
+"""Looks in a row that have to agree before a step is taken that is not sure: libvirt may be
+starting, and QEMU's end may be on its way from one host to the other."""
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 30.0
+
+
+def pause_after(attempts: int) -> float:
+    """Seconds to wait after so many attempts to resume that failed."""
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(max(attempts - 1, 0), 10))

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a domain that migrates stands on one host, in the words that recovery is decided by."""
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import libvirt
+
+
+class Standing(enum.StrEnum):
+    """What one host's libvirt says of a domain that leaves, or arrives."""
+
+    EXECUTES = "executes"
+    """All of it is here: it has not left, or has arrived. A guest its owner paused counts too."""
+    SWITCHING = "switching"
+    """Its processors stand still, for the switch or for what precedes the start."""
+    POSTCOPY = "post-copy"
+    """Part of its memory is on the other host."""
+    FAILED = "post-copy failed"
+    """The same, and libvirt does not follow it any more. Its memory may flow all the same."""
+    GONE = "gone"
+    """No such domain, or shut off because it has migrated."""
+    ENDED = "ended"
+    """Shut off for another reason: it crashed, or somebody ended it."""
+    UNKNOWN = "unknown"
+    """libvirt does not answer."""
+
+
+_BY_STATE: Final[Mapping[tuple[int, int], Standing]] = {
+    (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY): Standing.POSTCOPY,
+    (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED): Standing.FAILED,
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY): Standing.POSTCOPY,
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED): Standing.FAILED,
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION): Standing.SWITCHING,
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP): Standing.SWITCHING,
+    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED): Standing.GONE,
+}
+_ENDED: Final = (
+    libvirt.VIR_DOMAIN_SHUTOFF,
+    libvirt.VIR_DOMAIN_CRASHED,
+    libvirt.VIR_DOMAIN_SHUTDOWN,
+)
+
+
+def of_state(state: int, reason: int) -> Standing:
+    """From ``virDomainGetState``."""
+    known = _BY_STATE.get((state, reason))
+    if known is not None:
+        return known
+    return Standing.ENDED if state in _ENDED else Standing.EXECUTES
+
+
+def of(lookup: Callable[[], Any]) -> Standing:
+    """How the domain stands that `lookup` finds, which may raise ``libvirtError``."""
+    try:
+        state, reason = lookup().state()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return Standing.GONE
+        return Standing.UNKNOWN
+    return of_state(state, reason)
