@@ -79,6 +79,11 @@ class Holder:
         self.run(["sh", "-c", _SETUP, "sh", self.name, str(self.run_directory),
                   str(self._run_dir), cpus])  # fmt: skip
 
+    @property
+    def token(self) -> str:
+        """Of the laboratory that it belongs to."""
+        return (self.run_directory / TOKEN).read_text()
+
     def describe(self) -> dict[str, object]:
         """What ``adopt`` needs."""
         return {"pid": self.pid, "started": started_at(self.pid)}

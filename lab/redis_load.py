@@ -4,33 +4,41 @@
 Runs in the control namespace as a process of its own and reports like a guest program does,
 under the guest's name, so that a redis guest's ``probe`` works as every other's. The data set
 is made inside the server (``DEBUG POPULATE``: seconds instead of half a minute over the
-network); which keys are popular is drawn at random, so the hot ones are scattered over it.
+network) or, with ``--fill text``, sent there, as values that compress as text does; which keys
+are popular is drawn at random, so the hot ones are scattered over it.
 
 Replies have known lengths (every value is ``--value-bytes`` long), so counting bytes is
 parsing enough, and the generator costs little beside the guest it loads.
 """
 
 import argparse
-import select
 import socket
 import struct
 import sys
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from lab.probe import DATAGRAM, MAGIC, PORT
+from lab import pacing
+from lab.pacing import Reporter, connected
+from lab.probe import PORT
 
 REDIS_PORT = 6379
-PERIOD_S = 0.02
+FILLS = ("populate", "text", "nothing")
 _SAMPLES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of redis. ``reads`` is the share of GETs."""
+    """What is asked of redis. ``reads`` is the share of GETs.
+
+    ``active``: of the keys, so many (0: all) are asked for by popularity; ``anywhere`` is the
+    share of requests for any key at all. ``popular`` says which keys are popular, ``seed`` draws
+    the requests: two seeds are two inputs to one data set. ``rate``: requests a second, 0 for as
+    many as there can be; see ``pacing``.
+    """
 
     keys: int = 200_000
     value_bytes: int = 1024
@@ -39,14 +47,27 @@ class Load:
     connections: int = 4
     pipeline: int = 8
     seed: int = 1
+    rate: float = 0.0
+    active: int = 0
+    anywhere: float = 0.0
+    popular: int = 1
 
 
-def popularity(keys: int, exponent: float, samples: int, seed: int) -> npt.NDArray[np.int64]:
-    """``samples`` key numbers below ``keys``, rank r drawn with weight r ** -exponent."""
+def popularity(
+    keys: int, exponent: float, samples: int, seed: int, *,
+    popular: int = 1, active: int = 0, anywhere: float = 0.0,
+) -> npt.NDArray[np.int64]:  # fmt: skip
+    """``samples`` key numbers below ``keys``: the one of rank r, of the first ``active`` ranks,
+    drawn with weight r ** -exponent; a share ``anywhere`` of them any key at all.
+    """
     draw = np.random.default_rng(seed)
-    cumulative = np.cumsum(np.arange(1, keys + 1, dtype=np.float64) ** -exponent)
+    ranked = np.random.default_rng([popular, keys]).permutation(keys)
+    weights = np.arange(1, (active or keys) + 1, dtype=np.float64) ** -exponent
+    cumulative = np.cumsum(weights)
     ranks = np.searchsorted(cumulative, draw.random(samples) * cumulative[-1])
-    chosen: npt.NDArray[np.int64] = draw.permutation(keys)[np.minimum(ranks, keys - 1)]
+    chosen: npt.NDArray[np.int64] = ranked[np.minimum(ranks, len(weights) - 1)]
+    strays = draw.random(samples) < anywhere
+    chosen[strays] = draw.integers(0, keys, int(strays.sum()))
     return chosen
 
 
@@ -55,7 +76,10 @@ class Requests:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._keys = popularity(load.keys, load.exponent, _SAMPLES, load.seed).tolist()
+        self._keys = popularity(
+            load.keys, load.exponent, _SAMPLES, load.seed,
+            popular=load.popular, active=load.active, anywhere=load.anywhere,
+        ).tolist()  # fmt: skip
         draw = np.random.default_rng(load.seed + 1)
         self._reads = (draw.random(_SAMPLES) < load.reads).tolist()
         self._value = draw.integers(97, 123, load.value_bytes, np.uint8).tobytes()
@@ -78,26 +102,6 @@ class Requests:
         return b"".join(parts), answer
 
 
-class Reporter:
-    """Sends progress to the collector; see ``guest/probe.h``."""
-
-    def __init__(self, name: str, collector: tuple[str, int]) -> None:
-        self._name = name.encode()
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.connect(collector)
-        self._sequence = 0
-
-    def send(self, running: bool, operations: int) -> None:
-        """One datagram."""
-        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        fields = (MAGIC, self._name, int(running), self._sequence, operations, now, 0, 0, 0)
-        self._sequence += 1
-        try:
-            self._socket.send(DATAGRAM.pack(*fields))
-        except ConnectionRefusedError:
-            pass  # nobody listens at the moment
-
-
 def _ask(connection: socket.socket, *words: str) -> bytes:
     """One command, its one-line answer. Raises ConnectionError for an error answer."""
     parts = b"".join(b"$%d\r\n%s\r\n" % (len(word), word.encode()) for word in words)
@@ -113,27 +117,58 @@ def _ask(connection: socket.socket, *words: str) -> bytes:
     return answer
 
 
-def populate(address: str, load: Load) -> None:
+def texts(number: int, size: int, seed: int) -> Iterator[bytes]:
+    """``number`` different values of ``size`` bytes, of words drawn from a vocabulary."""
+    draw = np.random.default_rng(seed)
+    letters = draw.integers(97, 123, (4096, 9), np.uint8)
+    ends = draw.integers(3, 9, 4096)
+    words = [letters[n, : ends[n]].tobytes() for n in range(4096)]
+    for _ in range(number):
+        chosen = draw.integers(0, 4096, size // 4).tolist()
+        yield b" ".join([words[n] for n in chosen])[:size]
+
+
+def populate(address: str, load: Load, fill: str = "populate") -> None:
     """Fill redis with the data set. Raises ConnectionError where it did not come about."""
     with socket.create_connection((address, REDIS_PORT), timeout=120.0) as connection:
         _ask(connection, "FLUSHALL")
-        _ask(connection, "DEBUG", "POPULATE", str(load.keys), "key", str(load.value_bytes))
+        if fill == "text":
+            _send_texts(connection, load)
+        else:
+            _ask(connection, "DEBUG", "POPULATE", str(load.keys), "key", str(load.value_bytes))
         held = _ask(connection, "DBSIZE")
         if held != b":%d\r\n" % load.keys:
             raise ConnectionError(f"redis holds {held.decode().strip()} keys, not {load.keys}")
 
 
+def _send_texts(connection: socket.socket, load: Load) -> None:
+    values = texts(load.keys, load.value_bytes, load.popular)
+    batch, answer = [], b""
+    for number, value in enumerate(values, 1):
+        name = b"key:%d" % (number - 1)
+        batch.append(b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n"
+                     % (len(name), name, len(value), value))  # fmt: skip
+        if len(batch) < 64 and number < load.keys:
+            continue
+        connection.sendall(b"".join(batch))
+        wanted = b"+OK\r\n" * len(batch)
+        while len(answer) < len(wanted):
+            answer += connection.recv(1 << 16) or b"-ended"
+        if answer != wanted:
+            raise ConnectionError(f"redis: {answer[:200]!r}")
+        batch, answer = [], b""
+
+
 class _Client:
     """One connection with one batch under way."""
 
-    def __init__(self, address: str, requests: Requests) -> None:
+    def __init__(self, connection: socket.socket, requests: Requests) -> None:
         self._requests = requests
-        self.socket = socket.create_connection((address, REDIS_PORT), timeout=30.0)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.settimeout(None)
+        self.socket = connection
         self._awaited = 0
 
     def send(self) -> None:
+        """The next batch."""
         words, self._awaited = self._requests.batch()
         self.socket.sendall(words)
 
@@ -148,26 +183,14 @@ class _Client:
         return self._awaited == 0
 
 
-def drive(address: str, load: Load, reporter: Reporter) -> None:
+def drive(address: str, load: Load, reporter: Reporter, patience_s: float = 30.0) -> None:
     """Keep every connection busy, for ever. Raises ConnectionError or OSError when one fails."""
     requests = Requests(load)
     clients = {}
-    poll = select.poll()
     for _ in range(load.connections):
-        client = _Client(address, requests)
+        client = _Client(connected(address, REDIS_PORT, patience_s), requests)
         clients[client.socket.fileno()] = client
-        poll.register(client.socket, select.POLLIN)
-        client.send()
-    operations, due = 0, time.monotonic()
-    while True:
-        for fd, _ in poll.poll(PERIOD_S * 1000):
-            if clients[fd].receive():
-                operations += load.pipeline
-                clients[fd].send()
-        now = time.monotonic()
-        if now >= due:
-            reporter.send(True, operations)
-            due = now + PERIOD_S
+    pacing.drive(clients, load.pipeline, load.rate, reporter)
 
 
 def main() -> int:
@@ -177,6 +200,8 @@ def main() -> int:
     parser.add_argument("--name", required=True, help="series to report under")
     parser.add_argument("--collector", default="10.78.0.1")
     parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--fill", choices=FILLS, default=FILLS[0], help="the data set, before")
+    parser.add_argument("--patience", type=float, default=30.0, help="s to wait for an answer")
     defaults = Load()
     for field in Load.__dataclass_fields__:
         value = getattr(defaults, field)
@@ -185,8 +210,9 @@ def main() -> int:
     load = Load(**{field: getattr(wanted, field) for field in Load.__dataclass_fields__})
     reporter = Reporter(wanted.name, (wanted.collector, wanted.port))
     try:
-        populate(wanted.address, load)
-        drive(wanted.address, load, reporter)
+        if wanted.fill != "nothing":
+            populate(wanted.address, load, wanted.fill)
+        drive(wanted.address, load, reporter, wanted.patience)
     except (OSError, struct.error) as error:
         print(f"redis load on {wanted.address}: {error}", file=sys.stderr)
         return 1

@@ -55,7 +55,7 @@ fi
 
 # Packages start their services when they are installed, unless this file says no.
 policy=/usr/sbin/policy-rc.d
-if [[ " $* " == *" openstack "* && ! -e $policy ]]; then
+if [[ ! -e $policy ]]; then
     trap '"${as_root[@]}" rm -f "$policy"' EXIT
     printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
     "${as_root[@]}" chmod 755 "$policy"
