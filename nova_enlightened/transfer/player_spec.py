@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one player process is told when it starts, as a JSON document."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from typing import Final, Self
+
+from nova_enlightened import exception
+
+CONNECTIONS: Final = 24
+CACHE_LIMIT: Final = 20 << 30
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlayerSpec:
+    """One VM to be played.
+
+    :param run_directory: private directory for the control socket, the state file and the trace.
+    :param store: URL of the store the appliance lies in.
+    :param manifest: SHA-256 of the appliance's manifest, hexadecimal.
+    :param plan: SHA-256 of its prefetch plan; None: the linear tail only.
+    :param qemu_socket: unix socket on which QEMU is told to listen (``migrate-incoming``, or
+        ``migrate-recover`` when resuming); None: the disks only, for a VM that was shut off since.
+    :param nbd_sockets: disk target to the unix socket its export is served on.
+    :param cache_directory: chunks of all players of this host; None: keep nothing.
+    :param cache_limit: bytes of it.
+    :param record: a learning run: nothing is fetched that nobody asked for, so that the trace
+        shows all that was touched.
+    :param tail: fetch also what neither the plan nor the guest asked for. Without it the VM
+        depends on the player until :meth:`fill` is asked of it.
+    :param resume: take up a VM whose player was lost, after ``migrate-recover``.
+    :param connections: to the store at once, 1 to 256.
+    :param bandwidth_limit: bytes a second from the store; None: as fast as it goes.
+    """
+
+    run_directory: str
+    store: str
+    manifest: str
+    plan: str | None = None
+    qemu_socket: str | None = None
+    nbd_sockets: dict[str, str] = dataclasses.field(default_factory=dict)
+    cache_directory: str | None = None
+    cache_limit: int = CACHE_LIMIT
+    record: bool = False
+    tail: bool = True
+    resume: bool = False
+    connections: int = CONNECTIONS
+    bandwidth_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        for digest in (self.manifest, self.plan):
+            if digest is not None and not _SHA256.fullmatch(digest):
+                raise exception.ConfigError(f"player specification: {digest!r} is no SHA-256")
+        if not 1 <= self.connections <= 256:
+            raise exception.ConfigError(f"player specification: {self.connections} connections")
+        if self.cache_limit < 0 or (self.bandwidth_limit or 1.0) <= 0:
+            raise exception.ConfigError("player specification: a limit is negative")
+        if self.qemu_socket is None and not self.nbd_sockets:
+            raise exception.ConfigError("player specification: neither memory nor a disk to play")
+
+    @property
+    def path(self) -> str:
+        """The specification itself."""
+        return os.path.join(self.run_directory, "spec.json")
+
+    @property
+    def control(self) -> str:
+        """The player's control socket."""
+        return os.path.join(self.run_directory, "control.sock")
+
+    @property
+    def state(self) -> str:
+        """The player's state file."""
+        return os.path.join(self.run_directory, "state.json")
+
+    @property
+    def log(self) -> str:
+        """The player's log."""
+        return os.path.join(self.run_directory, "player.log")
+
+    @property
+    def trace(self) -> str:
+        """What the guest touched first, and when; written while it runs and at the end."""
+        return os.path.join(self.run_directory, "touched.trace")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """:raises ConfigError: not a JSON object, or a key is missing, unknown or of no use."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise exception.ConfigError(f"player specification: {error}") from error
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Write to the run directory (as seen from here), readable by the owner only."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = directory / os.path.basename(self.path)
+        draft = path.with_suffix(".new")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(self.to_json())
+        draft.replace(path)
