@@ -85,6 +85,14 @@ class PrefetchPlanError(ApplianceError):
     """A prefetch plan is damaged, past a limit, or of another appliance."""
 
 
+class HostUnfit(EnlightenedError):
+    """A stored appliance cannot execute on this host; another may have what it needs."""
+
+
+class StreamingFailed(EnlightenedError):
+    """A server does not execute: what it needs of its appliance did not come, or QEMU ended."""
+
+
 class LinkError(EnlightenedError):
     """The link between two relays broke; it may be made again and resumed."""
 
@@ -205,3 +213,15 @@ class PlayerGone(PlayerError):
 
 class StreamingError(EnlightenedError):
     """A VM could not be started from, or kept on, a stored appliance."""
+
+
+class CaptureError(EnlightenedError):
+    """A VM could not be captured, or its saved files not be read; the VM goes on as it was."""
+
+
+class CaptureRefused(CaptureError):
+    """The VM, or its saved file, cannot become an appliance; the message says why."""
+
+
+class ImageServiceError(EnlightenedError):
+    """Glance does not answer, or declines; translated from openstacksdk's errors."""

@@ -29,12 +29,19 @@ LOG = logging.getLogger(__name__)
 EXCHANGE: Final = "nova_enlightened"
 HOST_TOPIC: Final = "nova-enlightened-host"
 REPORT_TOPIC: Final = "nova-enlightened-report"
-HOST_VERSION: Final = "1.0"
+HOST_VERSION: Final = "1.1"
+"""What an agent serves. 1.1: appliances, and recovery."""
+FIRST_HOST_VERSION: Final = "1.0"
+"""What a call asks for unless it needs more: an agent that is older serves that."""
 REPORT_VERSION: Final = "1.0"
 
 CALL_TIMEOUT_S: Final = 5.0
 """A host that does not answer within this is treated as one without an agent."""
 PREPARE_TIMEOUT_S: Final = 10.0
+ARRIVAL_TIMEOUT_S: Final = 15.0
+"""A relay is given time to end by itself before it is killed."""
+MANIFEST_TIMEOUT_S: Final = 60.0
+"""A manifest is small; the store may be far away, and tries again."""
 ALIVE_S: Final = 3
 """An agent at work on a call says so at half this interval (the bus counts in whole seconds): one
 that is silent for longer is not there, however long the call may take."""
@@ -70,7 +77,7 @@ def register_library_opts(conf: cfg.ConfigOpts) -> None:
 def host_target(host: str | None = None) -> oslo_messaging.Target:
     """Where a host's agent listens."""
     return oslo_messaging.Target(
-        exchange=EXCHANGE, topic=HOST_TOPIC, server=host, version=HOST_VERSION
+        exchange=EXCHANGE, topic=HOST_TOPIC, server=host, version=FIRST_HOST_VERSION
     )
 
 
@@ -172,10 +179,108 @@ class HostAPI:
         """
         return self._call(host, "start_destination_relay", spec=spec)
 
-    def _call(
-        self, host: str, method: str, timeout: float = CALL_TIMEOUT_S, **arguments: Any
+    # --- recovery, since 1.1 ---------------------------------------------------------------------
+
+    def follow_eviction(self, host: str, **departure: Any) -> dict[str, Any]:
+        """Told by nova-compute to its own host's agent, before libvirt migrates: from the switch on
+        the agent recovers the migration where it has to.
+
+        :param departure: ``instance``, ``destination``, ``control_uri`` and ``migration``, see
+            ``host.departures.Departure``.
+        """
+        return self._call(host, "follow_eviction", version="1.1", **departure)
+
+    def recovery(self, host: str, instance: str) -> dict[str, Any]:
+        """How a migration stands that the agent follows: ``state`` (a value of
+        ``host.recovery.State``), ``why``, ``attempts``, ``trouble``; empty where it knows of none.
+        """
+        return self._call(host, "recovery", version="1.1", instance=instance)
+
+    def recoveries(self, host: str) -> dict[str, Any]:
+        """``departures``: each migration that this host's agent follows, as :meth:`recovery`."""
+        return self._call(host, "recoveries", version="1.1")
+
+    def retry_recovery(self, host: str, instance: str) -> dict[str, Any]:
+        """Try again now, also after a stop."""
+        return self._call(host, "retry_recovery", version="1.1", instance=instance)
+
+    def stop_recovery(self, host: str, instance: str) -> dict[str, Any]:
+        """Try nothing more until `retry_recovery`."""
+        return self._call(host, "stop_recovery", version="1.1", instance=instance)
+
+    def arrival(self, host: str, instance: str, migration: str | None) -> dict[str, Any]:
+        """Asked by the source's agent: ``domain`` (a value of ``host.standing.Standing``) and
+        ``relay`` (of ``host.recovery.Carrier``) of a VM that arrives, or has.
+        """
+        return self._call(host, "arrival", version="1.1", instance=instance, migration=migration)
+
+    def end_arrival(self, host: str, migration: str) -> dict[str, Any]:
+        """Asked by the source's agent, whose relay is gone: end the destination's."""
+        return self._call(
+            host, "end_arrival", ARRIVAL_TIMEOUT_S, version="1.1", migration=migration
+        )
+
+    # --- appliances, since 1.1: asked by nova-compute of its own host's agent --------------------
+
+    def prepare_appliance(
+        self, host: str, instance: str, appliance: dict[str, Any]
     ) -> dict[str, Any]:
-        prepared = self._client.prepare(server=host, timeout=timeout, call_monitor_timeout=ALIVE_S)
+        """Have an appliance's manifest read and checked, and its player begin to buffer.
+
+        Asked again, also after the host was restarted, it has the same sockets served again.
+
+        :param appliance: ``store`` (URL), ``manifest`` (sha256), ``plan`` (sha256 or None),
+            ``memory`` (bool: false where only the disks are wanted, for a domain that boots) and
+            ``traced`` (bool: its owner lets a trace be kept).
+        :returns: ``sockets`` (of the disks' NBD exports, by target) and of the ``manifest``:
+            ``machine``, ``qemu_version``, ``cpu``, ``domain_xml``, ``disks`` (target, bytes).
+        """
+        return self._call(
+            host,
+            "prepare_appliance",
+            MANIFEST_TIMEOUT_S,
+            version="1.1",
+            instance=instance,
+            appliance=appliance,
+        )
+
+    def play_appliance(
+        self, host: str, instance: str, identity: dict[str, Any], within: float
+    ) -> dict[str, Any]:
+        """Have a domain that waits for an incoming migration filled, and let it execute once
+        enough is there. Answers at once; `appliance_state` tells how it goes.
+
+        :param identity: what the clone is told of itself: ``hostname`` and ``interfaces``, see
+            ``host.clones``.
+        :param within: seconds in which it has to execute.
+        """
+        wanted: dict[str, Any] = {"identity": identity, "within": within}
+        return self._call(host, "play_appliance", version="1.1", instance=instance, **wanted)
+
+    def appliance_state(self, host: str, instance: str) -> dict[str, Any]:
+        """``phase`` (a value of ``host.appliances.Phase``), ``percent`` of what `phase` waits for,
+        ``error`` (words, or None) and ``words`` for a person.
+        """
+        return self._call(host, "appliance_state", version="1.1", instance=instance)
+
+    def end_appliance(self, host: str, instance: str, kept: bool) -> dict[str, Any]:
+        """Have the player end, and its sockets go.
+
+        :param kept: the domain only stops: its disk is still needed, and goes on being fetched.
+        """
+        return self._call(host, "end_appliance", version="1.1", instance=instance, kept=kept)
+
+    def _call(
+        self,
+        host: str,
+        method: str,
+        timeout: float = CALL_TIMEOUT_S,
+        version: str = FIRST_HOST_VERSION,
+        **arguments: Any,
+    ) -> dict[str, Any]:
+        prepared = self._client.prepare(
+            server=host, timeout=timeout, call_monitor_timeout=ALIVE_S, version=version
+        )
         try:
             answer = self._bounded(
                 lambda: prepared.call({}, method, **arguments), timeout + GRACE_S

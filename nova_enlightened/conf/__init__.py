@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from oslo_config import cfg
 from oslo_log import log
 
-from nova_enlightened.conf import agent, enlightened, remediation, scheduler
+from nova_enlightened.conf import agent, enlightened, remediation, scheduler, streaming
 
 GROUP = enlightened.GROUP
 
-_MODULES = (enlightened, agent, scheduler, remediation)
+_MODULES = (enlightened, agent, scheduler, remediation, streaming)
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This host's traits in placement: it can do post-copy, it is contended.
+"""This host's traits in placement: it can do post-copy, stream appliances, it is contended.
 
 nova-compute leaves them alone: it changes the traits it knows as its own in what it last read,
 and reads again when somebody else was faster (nova/scheduler/client/report.py, generations).
@@ -24,7 +24,8 @@ LOG = logging.getLogger(__name__)
 
 POST_COPY: Final = "CUSTOM_ENLIGHTENED_POST_COPY"
 CONTENDED: Final = "CUSTOM_ENLIGHTENED_CONTENDED"
-OURS: Final = frozenset({POST_COPY, CONTENDED})
+STREAMING: Final = "CUSTOM_ENLIGHTENED_STREAMING"
+OURS: Final = frozenset({POST_COPY, CONTENDED, STREAMING})
 MICROVERSION: Final = "1.6"
 """Of the placement API: the first with traits."""
 ATTEMPTS: Final = 4

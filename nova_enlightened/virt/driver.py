@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nova's libvirt driver, with a channel to the guest and urgent live migrations.
+"""Nova's libvirt driver, with a channel to the guest, urgent live migrations, and servers that
+start from stored appliances (`streaming`).
 
 ``compute_driver = enlightened.EnlightenedLibvirtDriver``. A migration that is not decided to be
 urgent goes through Nova's own code with Nova's own arguments.
@@ -19,6 +20,7 @@ from nova_enlightened.rpc import HostAPI
 from nova_enlightened.virt import decision, obstacles, permission
 from nova_enlightened.virt.channel import GuestChannel
 from nova_enlightened.virt.decision import Decision, Facts, Kind, Reason
+from nova_enlightened.virt.streaming import StreamingDriver
 from nova_enlightened.virt.urgent import UrgentGuest
 
 CONF = nova.conf.CONF
@@ -27,7 +29,7 @@ LOG = logging.getLogger(__name__)
 VIRT_TYPES = ("qemu", "kvm")
 
 
-class EnlightenedLibvirtDriver(nova_driver.LibvirtDriver):  # type: ignore[misc]
+class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # type: ignore[misc]
     """See the module."""
 
     def __init__(self, virtapi: Any, read_only: bool = False) -> None:
