@@ -65,6 +65,13 @@ class Probe:
                 self._operations.append(report.operations)
             self._arrived.notify_all()
 
+    def restart(self) -> None:
+        """Forget everything: what comes now is another run, whatever its numbers."""
+        with self._arrived:
+            self._times.clear()
+            self._operations.clear()
+            self._latest = None
+
     @property
     def latest(self) -> Report | None:
         """The newest report."""
