@@ -32,7 +32,7 @@ class FileStore:
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         path = self.path(name)
-        with _translated(path):
+        with translated(path):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 data = os.pread(descriptor, length, offset)
@@ -51,7 +51,7 @@ class FileStore:
 
     def size(self, name: str) -> int:
         path = self.path(name)
-        with _translated(path):
+        with translated(path):
             return os.stat(path).st_size
 
     def close(self) -> None:
@@ -59,7 +59,8 @@ class FileStore:
 
 
 @contextmanager
-def _translated(path: str) -> Iterator[None]:
+def translated(path: str) -> Iterator[None]:
+    """:raises StoreError: in place of what the system says of a file."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:

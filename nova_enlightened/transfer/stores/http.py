@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import urllib3
@@ -113,7 +113,7 @@ class HttpStore:
             raise exception.StoreError(str(error)) from error
         whole = False
         try:
-            _check_answer(response, offset, length)
+            check_answer(response.status, response.headers, offset, length)
             data = _body(response, length, deadline)
             whole = True
         except (http_errors.HTTPError, OSError) as error:
@@ -131,14 +131,15 @@ class HttpStore:
             response = self._pool.request("HEAD", self._address(name))
         except http_errors.HTTPError as error:
             raise exception.StoreError(str(error)) from error
-        _check_status(response.status)
+        check_status(response.status)
         length = response.headers.get("Content-Length", "")
         if response.status != 200 or not length.isdecimal():
             raise exception.StoreRefused(f"status {response.status}, no length")
         return int(length)
 
 
-def _check_status(status: int) -> None:
+def check_status(status: int) -> None:
+    """:raises StoreError: a status other than success, each of the class it is."""
     if status in _MISSING:
         raise exception.StoreObjectMissing(f"status {status}")
     if status in _PASSING:
@@ -149,17 +150,20 @@ def _check_status(status: int) -> None:
         raise exception.StoreRefused(f"status {status}")
 
 
-def _check_answer(response: urllib3.BaseHTTPResponse, offset: int, length: int) -> None:
-    """See that the answer is the range that was asked for, before any of it is read."""
-    _check_status(response.status)
-    if response.headers.get("Content-Encoding", "identity") != "identity":
+def check_answer(status: int, headers: Mapping[str, str], offset: int, length: int) -> None:
+    """See that an answer is the range that was asked for, before any of it is read.
+
+    :param headers: whose names are found in whatever case.
+    """
+    check_status(status)
+    if headers.get("Content-Encoding", "identity") != "identity":
         raise exception.StoreRefused("the server changes objects on the way (Content-Encoding)")
-    announced = response.headers.get("Content-Length")
-    if response.status == 200:
+    announced = headers.get("Content-Length")
+    if status == 200:
         if offset or announced != str(length):
             raise exception.RangesIgnored("the server ignores byte ranges")
         return
-    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
     if found is None:
         raise exception.StoreRefused("an answer in parts without a byte range of its own")
     first, last = int(found[1]), int(found[2])
