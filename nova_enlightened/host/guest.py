@@ -171,7 +171,7 @@ class GuestSession:
             protocol=_number(said, "protocol"),
             kernel=_text(said, "kernel"),
             frames=_number(said, "frames"),
-            sources=tuple(str(s)[:64] for s in sources[:16]) if isinstance(sources, list) else (),
+            sources=_names(sources) if isinstance(sources, list) else (),
             source=_text(said, "source"),
         )
 
@@ -393,8 +393,15 @@ def _json(message: Message) -> dict[str, Any]:
 def _text(said: dict[str, Any], key: str) -> str:
     """A string from the guest, fit for a log."""
     value = said.get(key, "")
-    text = value if isinstance(value, str) else ""
-    return "".join(c if c.isprintable() else "?" for c in text[:256])
+    return _printable(value, 256) if isinstance(value, str) else ""
+
+
+def _names(values: list[Any]) -> tuple[str, ...]:
+    return tuple(_printable(value, 64) for value in values[:16] if isinstance(value, str))
+
+
+def _printable(text: str, most: int) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
 
 
 def _number(said: dict[str, Any], key: str) -> int:

@@ -103,7 +103,7 @@ def _max_below_4g(domain: ElementTree.Element) -> int | None:
     for argument in domain.iter(f"{QEMU_NAMESPACE}arg"):
         found = re.search(r"max-ram-below-4g=(\d+)([kmgt]?)", argument.get("value", ""), re.I)
         if found:
-            return int(found[1]) * UNITS[found[2].lower() or "b"]
+            return _bytes(found[1], found[2] or "b")
     return None
 
 

@@ -28,6 +28,8 @@ from nova_enlightened.knowledge.space import TARGET_PAGE, PageSpace
 MAX_PIECES: Final = 4096
 """NUMA cells and DIMMs: QEMU allows 128 and 256."""
 WHOLE: Final = "pc.ram"
+MAX_FRAME: Final = 1 << 40
+"""x86 has 52 bits of physical address."""
 OBJECT_PREFIX: Final = "/objects/"
 
 
@@ -61,12 +63,12 @@ class MemoryLayout:
     def from_domain_xml(cls, xml: str) -> "MemoryLayout":
         """The layout of a libvirt domain (its live XML).
 
-        :raises HintError: not a domain, or a machine whose map is not known.
+        :raises HintError: not a domain, a machine whose map is not known, or an impossible map.
         """
         memory = domain_xml.parse(xml)
         low, size = memory.below_4g // TARGET_PAGE, memory.size // TARGET_PAGE
         above = (domain_xml.ABOVE_4G // TARGET_PAGE, size - low, low)
-        return cls(
+        layout = cls(
             machine=memory.machine,
             windows=((0, low, 0), above) if size > low else ((0, low, 0),),
             backends=tuple(
@@ -78,6 +80,8 @@ class MemoryLayout:
                 for name, base, count in memory.devices
             ),
         )
+        layout._check()
+        return layout
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, for `from_dict`."""
@@ -110,8 +114,9 @@ class MemoryLayout:
         sizes = [n for _, n in self.backends]
         if len(pieces) + len(sizes) > MAX_PIECES:
             raise HintError("a memory layout of too many pieces")
-        if min((value for piece in (*pieces, sizes) for value in piece), default=0) < 0:
-            raise HintError("a memory layout with negative numbers")
+        values = [value for piece in (*pieces, sizes) for value in piece]
+        if not 0 <= min(values, default=0) <= max(values, default=0) < MAX_FRAME:
+            raise HintError(f"a memory layout with numbers outside 0 to {MAX_FRAME}")
 
     def extents(self, space: PageSpace) -> list[Extent]:
         """The map as extents, for the blocks that are really there. In frame order.

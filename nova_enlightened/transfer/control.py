@@ -71,7 +71,7 @@ class ControlServer:
         if not data or len(line) > MAX_LINE:
             self._drop(sock)
         elif b"\n" in line:
-            reply = self._answer(line.partition(b"\n")[0])
+            reply = answer(line.partition(b"\n")[0], self._handlers)
             # One short reply to a local socket whose buffer is empty never blocks.
             with contextlib.suppress(OSError):
                 sock.sendall(json.dumps(reply).encode() + b"\n")
@@ -79,20 +79,22 @@ class ControlServer:
         else:
             self._lines[sock] = line
 
-    def _answer(self, line: bytes) -> Mapping[str, Any]:
-        try:
-            request = json.loads(line)
-            call = request.pop("call")
-            return {"ok": True, **self._handlers[call](**request)}
-        except exception.EnlightenedError as error:
-            return {"ok": False, "error": str(error)}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            return {"ok": False, "error": f"bad request: {error!r}"}
-
     def _drop(self, sock: socket.socket) -> None:
         del self._lines[sock]
         self._selector.unregister(sock)
         sock.close()
+
+
+def answer(line: bytes, handlers: Mapping[str, Handler]) -> Mapping[str, Any]:
+    """The reply to a request line, without its newline; anything that is none is told so."""
+    try:
+        request = json.loads(line)
+        call = request.pop("call")
+        return {"ok": True, **handlers[call](**request)}
+    except exception.EnlightenedError as error:
+        return {"ok": False, "error": str(error)}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return {"ok": False, "error": f"bad request: {error!r}"}
 
 
 def ask(path: str, call: str, **arguments: Any) -> dict[str, Any]:

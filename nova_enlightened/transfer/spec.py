@@ -94,7 +94,7 @@ class RelaySpec:
             fields = json.loads(text)
             tls = fields.pop("tls")
             return cls(tls=TlsFiles(**tls) if tls else None, **fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise exception.ConfigError(f"relay specification: {error}") from error
 
     def save(self, directory: pathlib.Path) -> None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guest knowledge handed from one process to another."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -35,3 +38,50 @@ def test_it_is_the_same_after_the_way() -> None:
 def test_a_damaged_file_is_refused(raw: bytes) -> None:
     with pytest.raises(exception.HintError):
         stored.load(raw)
+
+
+def member(name: str, array: np.ndarray, compression: int = zipfile.ZIP_STORED) -> bytes:
+    """The stored knowledge with one array replaced."""
+    out = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(stored.dump(KNOWN))) as archive,
+        zipfile.ZipFile(out, "w", compression) as copy,
+    ):
+        for info in archive.infolist():
+            content = io.BytesIO(archive.read(info))
+            if info.filename == f"{name}.npy":
+                content = io.BytesIO()
+                np.lib.format.write_array(content, array)
+            copy.writestr(info.filename, content.getvalue())
+    return out.getvalue()
+
+
+def test_classes_of_fewer_frames_than_told_are_refused() -> None:
+    with pytest.raises(exception.HintError, match="frames"):
+        stored.load(member("classes", np.zeros(3, np.uint8)))
+
+
+def test_an_array_of_another_kind_is_refused() -> None:
+    with pytest.raises(exception.HintError, match="no line"):
+        stored.load(member("frames0", np.zeros(2, np.float64)))
+
+
+def test_an_archive_that_inflates_is_refused() -> None:
+    with pytest.raises(exception.HintError, match="compressed"):
+        stored.load(member("heat", KNOWN.heat, zipfile.ZIP_DEFLATED))
+
+
+def test_a_shape_larger_than_the_file_is_refused() -> None:
+    raw = stored.dump(KNOWN)
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        content = archive.read("heat.npy")
+    out = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(raw)) as archive,
+        zipfile.ZipFile(out, "w") as copy,
+    ):
+        for info in archive.infolist():
+            lie = content.replace(b"(4,)", b"(4" + b"0" * 14 + b",)")[: len(content)]
+            copy.writestr(info, lie if info.filename == "heat.npy" else archive.read(info))
+    with pytest.raises(exception.HintError, match="no line"):
+        stored.load(out.getvalue())
