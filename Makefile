@@ -150,6 +150,10 @@ demo-hosts: venv $(STAMPS)/debian-lab ## the same without OpenStack, on two libv
 bench: venv $(STAMPS)/debian-lab $(CLOUD) ## all measurements; QUICK=1 for few runs, ONLY=id,id for a part
 	$(AS_ROOT) $(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
+.PHONY: fuzz
+fuzz: venv ## fuzz every parser, 2 million executions each; ARGS="TARGET --executions N --workers 2"
+	$(PY) -m tests.fuzz $(ARGS)
+
 .PHONY: simulate
 simulate: venv ## compare ordering policies on a recorded fault trace; ARGS="..."
 	$(VENV)/bin/nova-enlightened-simulate $(ARGS)
