@@ -8,12 +8,14 @@ appliance and is the same for all. Traces are learned from the inputs ``LEARNED`
 
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
 from lab.domain import GuestSpec
+from lab.errors import LabError
 from lab.laboratory import Lab
 from lab.network import DATA_BRIDGE
 from lab.probe import Probe, Report
@@ -22,6 +24,7 @@ from lab.programs import Program
 SESSION_PORT = 5601
 LEARNED = (11, 12, 13)
 _NOT_LEARNED = 1000
+_READY_S, _FILL_S = 20.0, 180.0
 
 
 def measured(number: int) -> int:
@@ -131,7 +134,8 @@ def users(lab: Lab, appliance: Appliance, seed: int, *, patience_s: float = 300.
           fill: bool = False) -> tuple[Users, Probe]:  # fmt: skip
     """Users with the input ``seed``, at work or trying to be; their work is seen on the probe.
 
-    They try for ``patience_s`` to be let in. ``fill`` has them bring the data set first.
+    They try for ``patience_s`` to be let in, and do so already when this returns. ``fill`` has
+    them bring the data set first.
     """
     know_address(lab, appliance)
     probe = lab.collector.probe(appliance.name)
@@ -143,7 +147,13 @@ def users(lab: Lab, appliance: Appliance, seed: int, *, patience_s: float = 300.
         words += [f"--{key.replace('_', '-')}", str(value)]
     if appliance.fill:
         words += appliance.fill if fill else (appliance.fill[0], "nothing")
-    return Program(lab.control, appliance.load, words).start(), probe
+    program = Program(lab.control, appliance.load, words).start()
+    deadline = time.monotonic() + (_FILL_S if fill else _READY_S)
+    while probe.latest is None:
+        if probe.wait_next(0.5) is None and time.monotonic() > deadline:
+            program.stop()
+            raise LabError(f"the users of {appliance.name} do not come: {program.log}")
+    return program, probe
 
 
 def know_address(lab: Lab, appliance: Appliance) -> None:

@@ -8,8 +8,12 @@ the kernel's own.
 
 import hashlib
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Self
+
+import numpy as np
 
 from lab.errors import LabError
 from lab.hosts import Host
@@ -19,6 +23,7 @@ from lab.processes import run, wait_for_file
 DEVICE = "far0"
 STORE_ADDRESS, HOST_ADDRESS = "10.79.0.1", "10.79.0.2"
 MTU = 1500
+_LOOK_S = 0.05
 BURST_BYTES = 32 * 1024
 QUEUE_MS = 50
 """Longest wait in a link's queue: more than a round trip of the links measured."""
@@ -111,8 +116,11 @@ class FarStore:
 
     def bytes_sent(self) -> int:
         """Bytes that left the store on this link, headers with them, since it was laid."""
-        path = f"/sys/class/net/{DEVICE}/statistics/tx_bytes"
-        return int(self._holder.run(["cat", path]).stdout)
+        for line in Path(f"/proc/{self._holder.pid}/net/dev").read_text().splitlines():
+            name, _, numbers = line.strip().partition(":")
+            if name == DEVICE:
+                return int(numbers.split()[8])
+        raise LabError("the link is cut")
 
     def stop(self) -> None:
         """End nginx and the link."""
@@ -142,3 +150,38 @@ def delay_program(cache: Path) -> Path:
         run(["gcc", "-O2", "-static", "-s", "-o", str(half), str(_SOURCE)])
         half.rename(target)
     return target
+
+
+class Meter:
+    """What comes over a far store's link, by time, from ``start`` to ``stop``."""
+
+    def __init__(self, store: FarStore) -> None:
+        self._store = store
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="meter", daemon=True)
+        self._times: list[float] = []
+        self._bytes: list[int] = []
+
+    def start(self) -> Self:
+        """Begin to count."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End; what was counted stays."""
+        self._enough.set()
+        self._thread.join()
+
+    def at(self, when: float) -> float:
+        """Bytes since the start, by ``when`` (monotonic s); between two looks, evenly."""
+        if not self._times:
+            return 0.0
+        return float(np.interp(when, self._times, self._bytes)) - self._bytes[0]
+
+    def _sample(self) -> None:
+        while True:
+            counted = self._store.bytes_sent()
+            self._bytes.append(counted)
+            self._times.append(time.monotonic())
+            if self._enough.wait(_LOOK_S):
+                return

@@ -186,6 +186,7 @@ class _Client:
 def drive(address: str, load: Load, reporter: Reporter, patience_s: float = 30.0) -> None:
     """Keep every connection busy, for ever. Raises ConnectionError or OSError when one fails."""
     requests = Requests(load)
+    reporter.send(False, 0)
     clients = {}
     for _ in range(load.connections):
         client = _Client(connected(address, REDIS_PORT, patience_s), requests)

@@ -115,13 +115,14 @@ def main() -> int:
     wanted = parser.parse_args()
     reading = Reading(**{field: getattr(wanted, field) for field in Reading.__dataclass_fields__})
     requests = Requests(reading)
+    reporter = pacing.Reporter(wanted.name, (wanted.collector, wanted.port))
+    reporter.send(False, 0)
     try:
         clients = {}
         for _ in range(reading.connections):
             made = pacing.connected(wanted.address, HTTP_PORT, wanted.patience)
             clients[made.fileno()] = _Client(made, requests)
-        pacing.drive(clients, 1, reading.rate,
-                     pacing.Reporter(wanted.name, (wanted.collector, wanted.port)))  # fmt: skip
+        pacing.drive(clients, 1, reading.rate, reporter)
     except OSError as error:
         print(f"readers of {wanted.address}: {error}", file=sys.stderr)
         return 1

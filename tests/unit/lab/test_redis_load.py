@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import zlib
 
 import numpy as np
 
-from lab.redis_load import Load, Requests, popularity
+from lab.redis_load import Load, Requests, popularity, texts
 
 
 def test_popularity_follows_zipf() -> None:
@@ -32,3 +33,23 @@ def test_a_write_sends_a_whole_value() -> None:
     words, answer = Requests(load).batch()
     assert words.count(b"\r\n$4\r\n") == 2
     assert answer == 2 * len(b"+OK\r\n")
+
+
+def test_two_inputs_share_what_is_popular_and_differ_in_their_draws() -> None:
+    one, two = (popularity(10_000, 0.9, 50_000, seed, active=500) for seed in (1, 2))
+    assert not np.array_equal(one, two)
+    assert len(set(one.tolist()) & set(two.tolist())) > 450
+
+
+def test_only_active_keys_are_asked_for_but_by_those_who_ask_anywhere() -> None:
+    drawn = popularity(10_000, 0.9, 100_000, 1, active=500, anywhere=0.02)
+    counts = np.bincount(drawn, minlength=10_000)
+    strays = np.sort(counts)[:-500].sum()
+    assert 0.015 < strays / 100_000 < 0.025
+
+
+def test_texts_have_their_size_and_compress_as_text_does() -> None:
+    values = list(texts(200, 2000, 1))
+    assert {len(value) for value in values} == {2000}
+    assert len(set(values)) == 200
+    assert 0.25 < len(zlib.compress(b"".join(values))) / 400_000 < 0.7
