@@ -72,7 +72,7 @@ def _print(report: Report, as_json: bool) -> None:
     }
     if as_json:
         print(json.dumps({"ordered": report.ordered, "why": report.why, "seconds": taken,
-                          "relay": report.relay}))  # fmt: skip
+                          "relay": report.relay, "recovered": report.recovered}))  # fmt: skip
         return
     for name, seconds in taken.items():
         print(f"{name.replace('_', ' ')} after {seconds:.2f} s")
@@ -98,7 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         conf = options.read(arguments.config_file)
         connection = libvirt.open(arguments.connect)
         domain = connection.lookupByName(arguments.domain)
-        eviction = OrderedEviction(domain, arguments.to, peer, conf, arguments.own_name, tell)
+        uuid = domain.UUIDString()
+        eviction = OrderedEviction(
+            domain,
+            arguments.to,
+            peer,
+            conf,
+            arguments.own_name,
+            tell,
+            lambda: libvirt.open(arguments.connect).lookupByUUIDString(uuid),
+        )
         eviction.arm()
         threading.Event().wait(arguments.arm)
         report = eviction.run()

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from nova_enlightened import exception
 from nova_enlightened.transfer.spec import RelaySpec
 
+ENDS_WITHIN_S = 5.0
+"""Of a relay that was told to; it is killed then."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -50,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     stop.add_argument("directory", help="directory that holds the relays' run directories")
     stop.add_argument("migration", help="UUID of the migration")
+    stop.add_argument("--wait", action="store_true", help="come back once it is gone")
     return parser
 
 
@@ -99,12 +103,15 @@ def _status(directory: str) -> int:
     return 0
 
 
-def _stop(directory: str, migration: str) -> int:
+def _stop(directory: str, migration: str, wait: bool) -> int:
     from nova_enlightened.host import relays
 
     found = [r for r in relays.running(directory) if r.spec.migration == migration]
     for relay in found:
-        relay.stop()
+        if wait:
+            relays.end(relay.spec, ENDS_WITHIN_S)
+        else:
+            relay.stop()
     if not found:
         print(f"no relay of migration {migration} runs under {directory}", file=sys.stderr)
     return 0 if found else 1
@@ -125,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _start(arguments.config_file)
         if arguments.command == "status":
             return _status(arguments.directory)
-        return _stop(arguments.directory, arguments.migration)
+        return _stop(arguments.directory, arguments.migration, arguments.wait)
     except exception.EnlightenedError as error:
         print(f"nova-enlightened-relay: {error}", file=sys.stderr)
         return 1

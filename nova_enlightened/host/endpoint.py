@@ -12,9 +12,11 @@ import oslo_messaging
 from nova_enlightened import exception, rpc
 from nova_enlightened.host.armed import ArmedGuests
 from nova_enlightened.host.arrivals import Arrivals
+from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.metrics import Metrics
 from nova_enlightened.host.orders import KeptOrders
 from nova_enlightened.host.preparation import Preparation
+from nova_enlightened.host.recovery_calls import RecoveryCalls
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
 
 LOG = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class HostEndpoint:
         arrivals: Arrivals,
         upkeep: RelayUpkeep,
         metrics: Metrics,
+        recovery: RecoveryCalls,
         announce: Callable[[], None] = lambda: None,
     ) -> None:
         self._describe = describe
@@ -57,6 +60,7 @@ class HostEndpoint:
         self._arrivals = arrivals
         self._upkeep = upkeep
         self._metrics = metrics
+        self._recovery = recovery
         self._announce = announce
 
     @expected
@@ -109,6 +113,7 @@ class HostEndpoint:
         """The last state of the source's relay."""
         outcome = str(outcome)
         self._metrics.ended(outcome == "completed")
+        self._recovery.ended(_instance(migration))
         return dict(self._upkeep.end(_instance(migration), outcome))
 
     @expected
@@ -121,6 +126,56 @@ class HostEndpoint:
         """Count it. Words that are no labels are not: each would be a counter of its own."""
         if _LABEL.fullmatch(str(kind)) and _LABEL.fullmatch(str(reason)):
             self._metrics.decided(kind, reason)
+
+    @expected
+    def follow_eviction(
+        self,
+        context: dict[str, Any],
+        instance: str,
+        destination: str,
+        control_uri: str,
+        migration: str | None,
+    ) -> dict[str, Any]:
+        """Recover it from here on, where it has to be."""
+        relays = None if migration is None else _instance(migration)
+        self._recovery.follow(
+            Departure(_instance(instance), str(destination), str(control_uri), relays)
+        )
+        return {}
+
+    @expected
+    def recovery(self, context: dict[str, Any], instance: str) -> dict[str, Any]:
+        """How one stands."""
+        return self._recovery.state(_instance(instance))
+
+    @expected
+    def recoveries(self, context: dict[str, Any]) -> dict[str, Any]:
+        """How all stand."""
+        return {"departures": self._recovery.told()}
+
+    @expected
+    def retry_recovery(self, context: dict[str, Any], instance: str) -> dict[str, Any]:
+        """Try again."""
+        return self._recovery.retry(_instance(instance))
+
+    @expected
+    def stop_recovery(self, context: dict[str, Any], instance: str) -> dict[str, Any]:
+        """Try no more."""
+        return self._recovery.stop(_instance(instance))
+
+    @expected
+    def arrival(
+        self, context: dict[str, Any], instance: str, migration: str | None
+    ) -> dict[str, Any]:
+        """How a VM that arrives stands here."""
+        relays = None if migration is None else _instance(migration)
+        return self._recovery.arrival(_instance(instance), relays)
+
+    @expected
+    def end_arrival(self, context: dict[str, Any], migration: str) -> dict[str, Any]:
+        """End the relay of a VM that arrives."""
+        self._recovery.end_arrival(_instance(migration))
+        return {}
 
 
 def _instance(text: object) -> str:

@@ -10,6 +10,8 @@ import dataclasses
 import json
 import logging
 import subprocess
+import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -19,7 +21,11 @@ from oslo_config import cfg
 
 from nova_enlightened import exception
 from nova_enlightened.host import departure, hint_sources, relays
+from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.eviction import Eviction, EvictionTimes, Route
+from nova_enlightened.host.far_sides import CommandFarSide
+from nova_enlightened.host.recovering import FarSide, Recovery
+from nova_enlightened.host.recovery import State
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
 from nova_enlightened.transfer.spec import RelaySpec
 
@@ -28,6 +34,7 @@ LOG = logging.getLogger(__name__)
 OPEN_TIMEOUT_S = 2.0
 ASK_TIMEOUT_S = 3.0
 PEER_TIMEOUT_S = 20.0
+TURN_S = 1.0
 
 Tell = Callable[[str], None]
 
@@ -45,6 +52,9 @@ class Peer(Protocol):
 
     def start_relay(self, spec: RelaySpec) -> int:
         """Start the destination's relay; the port it listens on. :raises RelayError: cannot."""
+
+    def far_side(self, options: Any, own_name: str) -> FarSide:
+        """Of a recovery. :param options: the group ``[enlightened]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,15 +83,61 @@ class CommandPeer:
         except (OSError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
             raise exception.RelayError(f"no relay on {self.name}: {error}") from error
 
+    def far_side(self, options: Any, own_name: str) -> FarSide:
+        """See :class:`Peer`."""
+        return CommandFarSide(
+            self.name,
+            self.address,
+            self.command,
+            options.run_directory,
+            lambda migration: departure.destination_spec(
+                options, migration, own_name, self.address
+            ),
+            self.start_relay,
+        )
+
 
 @dataclasses.dataclass
 class Report:
-    """What was done. ``ordered`` says whether pages crossed in the guest's order, ``why`` why."""
+    """What was done. ``ordered`` says whether pages crossed in the guest's order, ``why`` why.
+
+    :param recovered: attempts to resume that it took; None where nothing had to be recovered.
+    """
 
     ordered: bool
     why: str
     times: EvictionTimes | None = None
     relay: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recovered: int | None = None
+
+
+class _Following:
+    """Looks after a migration from its switch on, in a thread of its own."""
+
+    def __init__(self, one: Recovery, pause: Callable[[float], object]) -> None:
+        self.one = one
+        self._pause = pause
+        self._moved = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="following", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Libvirt said itself that it has moved, or all is over."""
+        self._moved.set()
+
+    def outcome(self) -> State:
+        """How it ends; waits for that."""
+        self._thread.join()
+        return self.one.state
+
+    def _run(self) -> None:
+        while not self._moved.is_set() and not self.one.ended:
+            self.one.turn()
+            if not self.one.ended:
+                self._pause(TURN_S)
 
 
 class OrderedEviction:
@@ -90,6 +146,7 @@ class OrderedEviction:
     :param conf: with the group ``[enlightened]``.
     :param own_name: this host, as its certificate names it.
     :param tell: takes a line for each step.
+    :param lookup: finds the domain anew, also after libvirt was restarted; raises ``libvirtError``.
     """
 
     def __init__(
@@ -100,14 +157,19 @@ class OrderedEviction:
         conf: cfg.ConfigOpts,
         own_name: str,
         tell: Tell = LOG.info,
+        lookup: Callable[[], libvirt.virDomain] | None = None,
+        pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._domain = domain
+        self._lookup = lookup or (lambda: domain)
+        self._pause = pause
         self._control_uri = control_uri
         self._peer = peer
         self._conf = conf.enlightened
         self._own_name = own_name
         self._tell = tell
         self._source: hint_sources.HintSource | None = None
+        self._uuid = domain.UUIDString()
 
     def arm(self) -> None:
         """Have the guest begin to sample which pages are in use, if it can."""
@@ -124,9 +186,10 @@ class OrderedEviction:
                 self._source.arm(conf.arm_interval, conf.arm_max, conf.arm_cpu_limit)
 
     def run(self) -> Report:
-        """Evict. Blocks until libvirt has ended the migration.
+        """Evict, and recover what breaks after the switch. Blocks until the domain has moved.
 
-        :raises LibvirtError: as :meth:`Eviction.run`.
+        :raises LibvirtError: libvirt refused or failed, and the domain runs where it was.
+        :raises EvictionError: the domain is lost; the message says why.
         """
         report, source, uri = Report(False, "the guest tells nothing of its memory"), None, None
         known = self._knowledge()
@@ -138,17 +201,51 @@ class OrderedEviction:
             except (exception.EnlightenedError, OSError) as error:
                 report = Report(False, str(error))
         self._tell(f"order: {'guest' if report.ordered else 'stock'} ({report.why})")
-        eviction = Eviction(
-            self._domain,
-            Route(self._control_uri, uri),
-            on_switch=lambda: self._tell("switch to post-copy ordered"),
-        )
+        following = _Following(self._recovery(source), self._pause)
+
+        def switched() -> None:
+            self._tell("switch to post-copy ordered")
+            following.start()
+
+        eviction = Eviction(self._domain, Route(self._control_uri, uri), on_switch=switched)
+        report.times = eviction.times
         try:
-            report.times = eviction.run()
+            eviction.run()
+        except exception.LibvirtError as error:
+            if eviction.times.switch_accepted is None:
+                raise
+            self._tell(f"libvirt follows it no more, which need mean nothing: {error}")
+            self._outcome(following, error)
         finally:
+            following.end()
+            report.recovered = following.one.departure.attempts or None
             if source is not None:
                 report.relay = source.state()
         return report
+
+    def _recovery(self, source: relays.RunningRelay | None) -> Recovery:
+        migration = source.spec.migration if source is not None else None
+        return Recovery(
+            Departure(self._uuid, self._peer.name, self._control_uri, migration),
+            self._lookup,
+            self._peer.far_side(self._conf, self._own_name),
+            lambda there, peer: departure.start_carrier(self._conf, there, peer),
+            self._conf.run_directory,
+            lambda record: self._tell(f"resuming, attempt {record.attempts}"),
+        )
+
+    def _outcome(self, following: "_Following", error: exception.LibvirtError) -> None:
+        """Wait for how it ends, which libvirt's error does not tell.
+
+        :raises LibvirtError: `error`, where the domain never left.
+        :raises EvictionError: the domain is lost.
+        """
+        ended = following.outcome()
+        self._tell(f"{ended}: {following.one.why}")
+        if ended is State.STAYED:
+            raise error
+        if ended is State.LOST:
+            raise exception.EvictionError(f"{self._uuid} is lost: {following.one.why}")
 
     def _target(self) -> hint_sources.HintTarget:
         return departure.hint_target(

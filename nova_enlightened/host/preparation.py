@@ -42,6 +42,12 @@ class HostCalls(Protocol):
     def start_destination_relay(self, host: str, spec: str) -> dict[str, Any]:
         """Where its relay listens."""
 
+    def arrival(self, host: str, instance: str, migration: str | None) -> dict[str, Any]:
+        """How a domain and its relay stand there."""
+
+    def end_arrival(self, host: str, migration: str) -> dict[str, Any]:
+        """End its relay."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:

@@ -34,6 +34,14 @@ _UNDEFINE: Final = (
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
 )
+_UNDER_WAY: Final = frozenset(
+    {
+        standing.Standing.EXECUTES,
+        standing.Standing.SWITCHING,
+        standing.Standing.POSTCOPY,
+        standing.Standing.FAILED,
+    }
+)
 RESUME_FLAGS: Final = (
     libvirt.VIR_MIGRATE_LIVE
     | libvirt.VIR_MIGRATE_PEER2PEER
@@ -160,15 +168,19 @@ class Recovery:
         return self.state
 
     def look(self) -> Seen:
-        """What both hosts say now."""
+        """What both hosts say now. The other one is left alone while nothing is wrong here."""
         here = standing.of(self._lookup)
-        try:
-            there = self._far.look(self.departure)
-        except exception.EnlightenedError as error:
-            self.trouble = str(error)
-            there = There(standing.Standing.UNKNOWN, Carrier.UNKNOWN)
-        relay_here, completed = self._own_relay()
-        return Seen(here, there.domain, relay_here, there.relay, completed)
+        relay_here, status = self._own_relay()
+        completed = status.get("phase") == "completed"
+        relayed = self.departure.migration is not None
+        there = There(standing.Standing.UNKNOWN, Carrier.UNKNOWN)
+        carried = relay_here is Carrier.ALIVE and bool(status.get("link", {}).get("ready"))
+        if not (carried and here in _UNDER_WAY):
+            try:
+                there = self._far.look(self.departure)
+            except exception.EnlightenedError as error:
+                self.trouble = str(error)
+        return Seen(here, there.domain, relay_here, there.relay, completed, relayed)
 
     def _confirmed(self, decision: Decision) -> bool:
         step, times = self._agreed
@@ -196,12 +208,13 @@ class Recovery:
     def _own_spec(self) -> RelaySpec | None:
         return relays.specification(self._top, self.departure.migration, "source")
 
-    def _own_relay(self) -> tuple[Carrier, bool]:
+    def _own_relay(self) -> tuple[Carrier, dict[str, Any]]:
+        """Whether this host's relay runs, and what it says of itself, or last said."""
         spec = self._own_spec()
         if spec is None:
-            return Carrier.GONE, False
-        completed = relays.RunningRelay(spec, 0).state().get("phase") == "completed"
-        return relays.carrier(spec), completed
+            return Carrier.GONE, {}
+        carrier, status = relays.carrier(spec)
+        return carrier, status or relays.RunningRelay(spec, 0).state()
 
     def _end_here(self) -> None:
         spec = self._own_spec()

@@ -41,6 +41,7 @@ class Seen:
     """What both hosts say. Here is the source, there the destination.
 
     :param completed: the source's relay has seen QEMU say that the last page is sent.
+    :param relayed: through relays, not on a channel of QEMU's own.
     """
 
     here: Standing
@@ -48,6 +49,7 @@ class Seen:
     relay_here: Carrier
     relay_there: Carrier
     completed: bool = False
+    relayed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Decision:
 
 
 _SPLIT: Final = frozenset({Standing.POSTCOPY, Standing.FAILED, Standing.SWITCHING})
+_BOTH_FAILED: Final = (Standing.FAILED, Standing.FAILED)
 _AWAY: Final = frozenset({Standing.GONE, Standing.ENDED})
 
 _Rule = tuple[Callable[[Seen], bool], Decision]
@@ -125,7 +128,11 @@ _RULES: Final[tuple[_Rule, ...]] = (
         Decision(Step.WAIT, "it is being handed over"),
     ),
     (
-        lambda seen: seen.relay_here is Carrier.ALIVE and seen.relay_there is Carrier.ALIVE,
+        lambda seen: not seen.relayed and (seen.here, seen.there) != _BOTH_FAILED,
+        Decision(Step.WAIT, "QEMU's own channel carries it"),
+    ),
+    (
+        lambda seen: seen.relay_here is Carrier.ALIVE and seen.relay_there is not Carrier.GONE,
         Decision(Step.WAIT, "the relays carry it, or connect again"),
     ),
     (

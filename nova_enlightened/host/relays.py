@@ -174,17 +174,18 @@ def specification(parent: str, migration: str | None, role: str) -> RelaySpec | 
         return None
 
 
-def carrier(spec: RelaySpec) -> Carrier:
-    """Whether a relay of this host runs. One that does not answer in time is not gone for that."""
+def carrier(spec: RelaySpec) -> tuple[Carrier, dict[str, Any]]:
+    """Whether a relay of this host runs, and what it says of itself.
+
+    One that does not answer in time is not gone for that.
+    """
     try:
-        control.ask(spec.control, "status")
+        return Carrier.ALIVE, control.ask(spec.control, "status")
     except exception.RelayGone as error:
-        if isinstance(error.__cause__, TimeoutError):
-            return Carrier.UNKNOWN
-        return Carrier.GONE
+        slow = isinstance(error.__cause__, TimeoutError)
+        return Carrier.UNKNOWN if slow else Carrier.GONE, {}
     except exception.RelayError:
-        return Carrier.UNKNOWN
-    return Carrier.ALIVE
+        return Carrier.UNKNOWN, {}
 
 
 def end(spec: RelaySpec, patience: float) -> None:

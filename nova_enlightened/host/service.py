@@ -31,6 +31,7 @@ from nova_enlightened.host import (
     hint_sources,
     procfs,
     provider_traits,
+    recoveries,
 )
 from nova_enlightened.host.armed import ArmedGuests
 from nova_enlightened.host.arrivals import Arrivals
@@ -41,6 +42,7 @@ from nova_enlightened.host.metrics import Metrics
 from nova_enlightened.host.orders import KeptOrders
 from nova_enlightened.host.outbox import Outbox
 from nova_enlightened.host.preparation import Domain, HostCalls, Preparation
+from nova_enlightened.host.recovery_calls import RecoveryCalls
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
 from nova_enlightened.host.sampling import Identity, Sampler, thresholds
 from nova_enlightened.host.spare_relay import SpareRelay
@@ -133,6 +135,7 @@ class Agent:
             calls,
             self.upkeep,
         )
+        self.recovery = RecoveryCalls(conf, connection, calls, self._link_name, self.upkeep)
         surroundings = readings.Surroundings(options, conf.enlightened, connection.get)
         self._sampler = Sampler(
             readings.load(options.collectors, surroundings),
@@ -152,6 +155,7 @@ class Agent:
             for arguments in (
                 ("sampling", options.sample_interval, self.sample),
                 ("looking", LOOK_S, self._tend),
+                ("recovering", recoveries.TURN_S, self.recovery.turn),
             )
         ]
         self.endpoint = self._endpoint()
@@ -165,6 +169,7 @@ class Agent:
             Arrivals(self._conf, self._link_host, self.upkeep),
             self.upkeep,
             self.metrics,
+            self.recovery,
             self.announce,
         )
 
@@ -185,6 +190,7 @@ class Agent:
         elif options.provider_traits:
             LOG.info("No traits are kept in placement: [placement] auth_type is not set")
         self.orders.load()
+        self.recovery.load()
         self._outbox.start()
         for thread in self._threads:
             thread.start()
@@ -294,6 +300,7 @@ class Agent:
                 {"instance": one.instance, "cause": one.cause, "until": one.until}
                 for one in self.orders.standing()
             ],
+            "memory_available": None if report is None else report.memory_available,
             "relays": list(self.upkeep.running()),
         }
 

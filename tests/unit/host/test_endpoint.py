@@ -9,6 +9,7 @@ import pytest
 from oslo_messaging.rpc import dispatcher
 
 from nova_enlightened import exception
+from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.endpoint import HostEndpoint
 from nova_enlightened.host.metrics import Metrics
 from nova_enlightened.host.orders import KeptOrders
@@ -21,6 +22,8 @@ class Scene:
     def __init__(self, tmp_path: pathlib.Path) -> None:
         self.armed: list[list[str]] = []
         self.ended: list[tuple[str, str]] = []
+        self.forgotten: list[str] = []
+        self.followed: list[Departure] = []
         self.metrics = Metrics()
         self.orders = KeptOrders(str(tmp_path / "orders.json"), lambda: 100.0)
         self.answer = Answer(True, False, "why")
@@ -32,6 +35,9 @@ class Scene:
             types.SimpleNamespace(start=lambda spec: {"spec": spec}),  # type: ignore[arg-type]
             types.SimpleNamespace(end=self.end),  # type: ignore[arg-type]
             self.metrics,
+            types.SimpleNamespace(  # type: ignore[arg-type]
+                follow=self.followed.append, ended=self.forgotten.append
+            ),
         )
 
     def arm(self, instances: list[str]) -> dict[str, str]:
@@ -107,3 +113,16 @@ def test_decisions_are_counted(scene: Scene) -> None:
 def test_words_that_are_no_labels_make_no_counters(scene: Scene, kind: Any) -> None:
     scene.ask("note_decision", instance=A, kind=kind, reason="wanted")
     assert scene.value("decisions_total", kind=str(kind), reason="wanted") is None
+
+
+def test_what_is_to_be_followed_is_named_by_uuids_only(scene: Scene) -> None:
+    wanted = {"destination": "host2", "control_uri": "qemu+tcp://host2/system"}
+    scene.ask("follow_eviction", instance=A, migration=A, **wanted)
+    assert scene.followed == [Departure(A, "host2", "qemu+tcp://host2/system", A)]
+    with pytest.raises(exception.AgentRefused, match="no UUID"):
+        scene.ask("follow_eviction", instance=A, migration="../../etc", **wanted)
+
+
+def test_what_has_ended_is_followed_no_more(scene: Scene) -> None:
+    scene.ask("end_eviction", migration=A, outcome="completed")
+    assert scene.forgotten == [A]

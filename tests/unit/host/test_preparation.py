@@ -86,6 +86,12 @@ class Scene:
         self.asked.append(RelaySpec.from_json(spec))
         return dict(self._or_raise(self.listens))
 
+    def arrival(self, host: str, instance: str, migration: str | None) -> dict[str, Any]:
+        raise exception.AgentUnreachable(host)
+
+    def end_arrival(self, host: str, migration: str) -> dict[str, Any]:
+        raise exception.AgentUnreachable(host)
+
     def order(self) -> None:
         self.orders.place(A, "the host is contended", 60.0)
 

@@ -62,6 +62,12 @@ class Calls:
     def start_destination_relay(self, host: str, spec: str) -> dict[str, Any]:
         raise exception.AgentUnreachable(host)
 
+    def arrival(self, host: str, instance: str, migration: str | None) -> dict[str, Any]:
+        raise exception.AgentUnreachable(host)
+
+    def end_arrival(self, host: str, migration: str) -> dict[str, Any]:
+        raise exception.AgentUnreachable(host)
+
 
 class Fixed(Collector):
     name = "fixed"
