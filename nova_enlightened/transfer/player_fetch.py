@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import zstandard
 from nova_enlightened import exception
 from nova_enlightened.appliance import chunks, frames
 from nova_enlightened.appliance.chunks import UNIT, ChunkIndex
+from nova_enlightened.appliance.fetches import Fetch
 from nova_enlightened.transfer.chunk_cache import ChunkCache
 from nova_enlightened.transfer.stores import Store, object_name
 
@@ -26,34 +27,6 @@ READINGS: Final = 3
 AGAIN_S: Final = 0.3
 RESERVED: Final = 2
 """Threads that only bring what a guest waits for, so that it never waits for a free one."""
-
-
-class Fetch(Protocol):
-    """What of :class:`.playback.Fetch` matters here."""
-
-    @property
-    def layer(self) -> int:
-        """Index of the layer."""
-
-    @property
-    def pack(self) -> str:
-        """SHA-256 of the pack."""
-
-    @property
-    def offset(self) -> int:
-        """Bytes from its beginning."""
-
-    @property
-    def length(self) -> int:
-        """Bytes."""
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """The layer's chunks in that range."""
-
-    @property
-    def urgent(self) -> bool:
-        """Whether a guest waits."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
