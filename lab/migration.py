@@ -32,7 +32,7 @@ from nova_enlightened.knowledge.layout import MemoryLayout
 if TYPE_CHECKING:
     from lab.laboratory import Lab
 
-ARM_SAMPLES = 8
+ARM_SAMPLES = 12
 """An armed guest: what it uses only now and then has been seen as well."""
 ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU = 0.5, 60.0, 0.1
 _ALWAYS_PREEMPTS = 10_001_000

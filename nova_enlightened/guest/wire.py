@@ -15,7 +15,7 @@ PROTOCOL = 1
 MAGIC = b"NEG1"
 HEADER = struct.Struct(">4sBBHIII")
 COMPRESSED = 1
-(HELLO, ARM, ARMED, DISARM, ASK, SNAPSHOT, STATUS, ERROR, PING, PONG) = range(1, 11)
+(HELLO, ARM, ARMED, DISARM, ASK, SNAPSHOT, STATUS, ERROR, PING, PONG, CLONE, CLONED) = range(1, 13)
 MAX_REQUEST = 64 << 10
 
 SNAPSHOT_HEAD = struct.Struct(">4sHHdQQHBBH")
@@ -120,4 +120,5 @@ def area_head(pages: int, read_share: int, samples: int, history: bool) -> bytes
 
 
 KEEP_TOP = bytes(value & 0x80 for value in range(256))
-OLDER = bytes(value >> 1 for value in range(256))
+OLDER = bytes(value >> 1 | value & 1 for value in range(256))
+"""A history one sample later. The oldest bit stays: what was ever in use may be again."""

@@ -15,9 +15,10 @@ import numpy.typing as npt
 KERNEL_MARK: Final = 16
 SAMPLED_MIN: Final = 32
 HISTORY: Final = 8
-"""Samples a history byte holds."""
-DECAY: Final = 0.7
-"""Weight of a sample against the next newer one."""
+"""Samples a history byte holds; the oldest bit stands for all samples before it too."""
+DECAY: Final = 0.8
+"""Weight of a sample against the next newer one: what only the oldest saw in use is worth more than
+what none saw."""
 
 
 def _table() -> npt.NDArray[np.uint8]:

@@ -129,23 +129,27 @@ def unseen_likelihood(heats: npt.NDArray[np.uint8], samples: int) -> float:
     """How likely a page that no sample saw is in use all the same.
 
     :param heats: of all pages of one process; 0 or a kernel mark: not seen.
-    :param samples: taken; more than `heat.HISTORY` count as that many.
+    :param samples: taken. Of more than `heat.HISTORY` the newest are looked at, and pages that
+        only older ones saw are of those that these have missed.
     """
-    samples = min(samples, heat.HISTORY)
     if samples < FEWEST_SAMPLES:
         return 0.0
+    taken = min(samples, heat.HISTORY)
+    newest = taken if samples <= heat.HISTORY else taken - 1
     counts = np.bincount(heats, minlength=256)
     unseen = int(counts[: heat.SAMPLED_MIN].sum())
-    once = (1 << (heat.HISTORY - 1 - np.arange(samples))).astype(np.uint8)
-    first, second = np.triu_indices(samples, 1)
-    seen_once, seen_twice = _count(counts, once), _count(counts, once[first] | once[second])
-    missed = min(seen_once, seen_once**2 / (2 * max(seen_twice, 1)))
-    return min(MOST_UNSEEN, missed / max(unseen, 1))
+    once = (1 << (heat.HISTORY - 1 - np.arange(newest))).astype(np.uint8)
+    first, second = np.triu_indices(newest, 1)
+    seen_once = _count(counts, once, taken)
+    seen_twice = _count(counts, once[first] | once[second], taken)
+    missed = min(float(seen_once), seen_once**2 / (2 * max(seen_twice, 1)))
+    if newest < taken:
+        missed -= _count(counts, np.ones(1, np.uint8), taken)
+    return min(MOST_UNSEEN, max(missed, 0.0) / max(unseen, 1))
 
 
-def _count(counts: npt.NDArray[np.int64], histories: npt.NDArray[np.uint8]) -> int:
+def _count(counts: npt.NDArray[np.int64], histories: npt.NDArray[np.uint8], samples: int) -> int:
     """Pages that have one of these histories, by the heat it gives them."""
-    samples = int(np.bitwise_or.reduce(histories)).bit_count()
     values = np.unique(heat.from_samples(histories, samples, 0, histories.size))
     return int(counts[values].sum())
 

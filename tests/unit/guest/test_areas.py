@@ -109,7 +109,7 @@ def test_a_nearly_empty_area_is_searched_where_the_kernel_can(
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=8, max_size=8), min_size=1, max_size=12))
-def test_a_window_remembers_the_last_eight_samples_of_each_page(
+def test_a_window_remembers_seven_samples_of_each_page_and_whether_older_ones_saw_it(
     samples: list[list[bool]],
 ) -> None:
     window = Window()
@@ -120,9 +120,11 @@ def test_a_window_remembers_the_last_eight_samples_of_each_page(
         assert window.used(0) == 0
 
     assert window.used(3) == sum(any(page) for page in zip(*samples[-3:], strict=True))
-    newest_first = samples[::-1][: wire.HISTORY]
+    newest_first = samples[::-1]
     for page in range(8):
-        expected = sum(0x80 >> k for k, used in enumerate(newest_first) if used[page])
+        last = wire.HISTORY - 1
+        expected = sum(0x80 >> k for k, used in enumerate(newest_first[:last]) if used[page])
+        expected |= any(used[page] for used in newest_first[last:])
         assert window.history[page] == expected
 
 

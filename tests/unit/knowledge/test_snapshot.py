@@ -49,7 +49,7 @@ def test_a_snapshot_tells_classes_heat_and_processes() -> None:
         PageClass.PAGE_TABLE,
     ]
     assert known.heat[3] == 255
-    assert heat.SAMPLED_MIN < known.heat[2] < 128
+    assert heat.SAMPLED_MIN < known.heat[2] < known.heat[3] // 2 + heat.SAMPLED_MIN
     assert known.heat[4] == heat.KERNEL_MARK
     assert known.heat[[0, 1, 5, 6, 7]].tolist() == [0] * 5
     [found] = known.processes
