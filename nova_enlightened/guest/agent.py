@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent inside a guest: tells the host which pages are in use, when it is asked to.
+"""The agent inside a guest: tells the host which pages are in use, when it is asked to, and makes
+a guest that was resumed from a stored appliance a machine of its own.
 
 It listens on a virtio-serial port. *Armed*, it samples the busy processes within a CPU budget
 and sends a snapshot after each sample; it stops by itself when its lease runs out. *Asked*, it
@@ -18,14 +19,14 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from nova_enlightened.guest import wire
+from nova_enlightened.guest import clone, wire
 from nova_enlightened.guest.budget import Budget
 from nova_enlightened.guest.frames import Frames
 from nova_enlightened.guest.proc import Proc
 from nova_enlightened.guest.sampler import Part, Sampler
 from nova_enlightened.guest.sources import offered
 
-VERSION = "1.0"
+VERSION = "1.1"
 PORT = "/dev/virtio-ports/" + wire.PORT_NAME
 FIRST_SAMPLE_S = 0.5
 """The first sample after arming is short: a host may decide to evict at any time."""
@@ -73,6 +74,7 @@ class Agent:
             wire.ARM: self._arm,
             wire.DISARM: self._disarm,
             wire.STATUS: self._status,
+            wire.CLONE: self._clone,
         }
 
     def answer(self, kind: int, request: int, payload: bytes) -> bytes:
@@ -245,6 +247,10 @@ class Agent:
             "cpu_s": round(time.process_time(), 6),
             "trouble": self._trouble,
         }
+
+    def _clone(self, said: Said) -> Tuple[int, Said]:
+        self.stop()  # what was sampled was of another machine's life
+        return wire.CLONED, clone.become(said, clone.Machine())
 
     def _give_up(self, error: OSError) -> None:
         """The source does not work after all: go on with the next best."""

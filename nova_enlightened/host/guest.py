@@ -16,7 +16,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -191,6 +191,13 @@ class GuestSession:
     def disarm(self, timeout: float = ANSWER_S) -> dict[str, Any]:
         """Have the agent stop sampling. Returns its status; raises like `arm`."""
         return self._ask_json(MessageType.DISARM, {}, MessageType.STATUS, timeout)
+
+    def clone(self, identity: Mapping[str, Any], timeout: float = ANSWER_S) -> dict[str, Any]:
+        """Tell the guest that it is a copy, and who it is now; see `guest.clone.become`.
+
+        Returns which parts it says were ``done``, and why others ``failed``. Raises like `arm`.
+        """
+        return self._ask_json(MessageType.CLONE, dict(identity), MessageType.CLONED, timeout)
 
     def status(self, timeout: float = ANSWER_S) -> dict[str, Any]:
         """What the agent did and what it cost. Raises like `arm`."""

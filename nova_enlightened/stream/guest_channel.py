@@ -57,6 +57,10 @@ class MessageType(enum.IntEnum):
     """Agent: the request failed, and why."""
     PING = 9
     PONG = 10
+    CLONE = 11
+    """Host: you are a copy of another machine; be this one: seed, time, name, interfaces."""
+    CLONED = 12
+    """Agent: which of it was done, and why the rest was not."""
 
 
 KNOWN_TYPES: Final = frozenset(MessageType)

@@ -21,6 +21,7 @@ from nova_enlightened.knowledge import domain_xml
 Element = ElementTree.Element
 
 ElementTree.register_namespace("qemu", domain_xml.QEMU_NAMESPACE.strip("{}"))
+ElementTree.register_namespace("nova", "http://openstack.org/xmlns/libvirt/nova/1.1")
 
 # In the order that libvirt's schema has them, which it does not insist on.
 _CAPTURED: Final = (

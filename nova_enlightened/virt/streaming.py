@@ -8,6 +8,7 @@ after a stop is ordinary. Player and guest are the agent's to look after: it, an
 restart of nova-compute.
 """
 
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ import nova.conf
 from nova import exception as nova_exception
 from nova.compute import utils as compute_utils
 from nova.compute import vm_states
-from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_log import log as logging
@@ -81,7 +81,6 @@ class StreamingDriver:
 
     _host: Any
     cpu_api: Any
-    image_backend: Any
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -101,7 +100,7 @@ class StreamingDriver:
         spawn = super().spawn  # type: ignore[misc]
         with _as_novas(instance):
             wanted = appliance.wanted(instance.system_metadata, instance.image_ref)
-        if wanted is None or self._root(instance).exists():
+        if wanted is None or os.path.exists(_root(instance)):
             return spawn(context, instance, image_meta, *args, **kwargs)
         with _as_novas(instance):
             self._starts[instance.uuid] = self._prepared(instance, wanted, kwargs)
@@ -119,8 +118,7 @@ class StreamingDriver:
 
     def _prepared(self, instance: Any, wanted: appliance.Wanted, kwargs: dict[str, Any]) -> _Start:
         """All that can be refused is, before anything starts. Raises ``EnlightenedError``."""
-        root = self._root(instance)
-        if not isinstance(root, imagebackend.Qcow2):
+        if not _is_qcow2():
             raise exception.HostUnfit("[libvirt] images_type is not qcow2 on this host")
         if self._is_booted_from_volume(kwargs.get("block_device_info")):  # type: ignore[attr-defined]
             raise exception.ManifestError("an appliance cannot start from a volume")
@@ -181,7 +179,7 @@ class StreamingDriver:
         ((target, socket),) = start.sockets.items()
         processutils.execute(
             "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw",
-            "-b", f"{NBD}/{target}?socket={socket}", self._root(instance).path, str(start.disk),
+            "-b", f"{NBD}/{target}?socket={socket}", _root(instance), str(start.disk),
         )  # fmt: skip
         return True
 
@@ -296,7 +294,7 @@ class StreamingDriver:
         :raises nova.exception.InstanceNotReady: it cannot be.
         """
         wanted = _kept(instance)
-        if wanted is None or not self._is_overlay(instance):
+        if wanted is None or not _is_overlay(instance):
             return
         try:
             asked = wanted.asked(memory=False)
@@ -314,18 +312,20 @@ class StreamingDriver:
         **kwargs: Any,
     ) -> None:  # fmt: skip
         """As Nova's; what a streamed disk lies on is no image to fetch."""
-        if _kept(instance) is not None and self._is_overlay(instance):
-            root = self._root(instance).path
+        if _kept(instance) is not None and _is_overlay(instance):
+            root = _root(instance)
             disk_info = [one for one in disk_info or [] if one["path"] != root]
         super()._create_images_and_backing(  # type: ignore[misc]
             context, instance, instance_dir, disk_info, *args, **kwargs
         )
 
-    def cleanup(self, context: Any, instance: Any, network_info: Any, *args: Any,
-                destroy_disks: bool = True, **kwargs: Any) -> None:  # fmt: skip
+    def cleanup(
+        self, context: Any, instance: Any, network_info: Any, block_device_info: Any = None,
+        destroy_disks: bool = True, *args: Any, **kwargs: Any,
+    ) -> None:  # fmt: skip
         """As Nova's; the player goes with the disks."""
         super().cleanup(  # type: ignore[misc]
-            context, instance, network_info, *args, destroy_disks=destroy_disks, **kwargs
+            context, instance, network_info, block_device_info, destroy_disks, *args, **kwargs
         )
         if _kept(instance) is not None:
             self._end(instance, kept=not destroy_disks)
@@ -375,10 +375,10 @@ class StreamingDriver:
         try:
             state = self._agent().appliance_state(CONF.host, instance.uuid)
         except exception.EnlightenedError as error:
-            if self._is_overlay(instance):
+            if _is_overlay(instance):
                 return f"a part of its disk is not here, and the agent does not answer: {error}"
             return None
-        if state["phase"] in AT_REST and not self._is_overlay(instance):
+        if state["phase"] in AT_REST and not _is_overlay(instance):
             return None
         return (
             f"server {instance.uuid} still streams its appliance ({state['phase']}, "
@@ -392,17 +392,6 @@ class StreamingDriver:
             # It finds out by itself, from the disk that is gone.
             LOG.warning("The agent was not told: %s", error, instance=instance)
 
-    def _root(self, instance: Any) -> Any:
-        return self.image_backend.by_name(instance, ROOT)
-
-    def _is_overlay(self, instance: Any) -> bool:
-        """Whether the root disk still lies on what a player serves."""
-        root = self._root(instance)
-        if not isinstance(root, imagebackend.Qcow2) or not root.exists():
-            return False
-        below = libvirt_utils.get_disk_backing_file(root.path, basename=False)
-        return below is not None and below.startswith(NBD)
-
 
 @contextmanager
 def _as_novas(instance: Any) -> Iterator[None]:
@@ -415,6 +404,25 @@ def _as_novas(instance: Any) -> Iterator[None]:
         raise nova_exception.ImageUnacceptable(
             image_id=instance.image_ref, reason=str(error)
         ) from error
+
+
+def _root(instance: Any) -> str:
+    return os.path.join(libvirt_utils.get_instance_path(instance), ROOT)
+
+
+def _is_qcow2() -> bool:
+    """Whether this host's disks are qcow2 files, as `imagebackend.Backend` has it."""
+    kind = CONF.libvirt.images_type
+    return bool(kind == "qcow2" or (kind == "default" and CONF.use_cow_images))
+
+
+def _is_overlay(instance: Any) -> bool:
+    """Whether the root disk still lies on what a player serves."""
+    root = _root(instance)
+    if not _is_qcow2() or not os.path.exists(root):
+        return False
+    below = libvirt_utils.get_disk_backing_file(root, basename=False)
+    return below is not None and below.startswith(NBD)
 
 
 def _kept(instance: Any) -> appliance.Wanted | None:
