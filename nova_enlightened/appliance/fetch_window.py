@@ -6,22 +6,28 @@ waits for queues behind what nobody waits for yet. Between the two lies the prod
 bandwidth and round trip, and neither is told: both are measured, as BBR does for packets
 (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016).
 
-* *bandwidth*: the most that was delivered a second while a fetch was under way, of the fetches of
-  the last `MEMORY` rounds; a round lasts until what was asked for in it has arrived;
+* *bandwidth*: the most that was delivered a second while a fetch was under way, of the last
+  `MEMORY` rounds in which there was more to fetch than the window let through; a round lasts
+  until a fetch that was asked for in it has arrived;
 * *round trip*: the least time an answer took, which small demanded fetches come close to;
-* the window is their product, `GAIN` times, and one fetch. At first it doubles each round, until
-  the bandwidth no longer grows by a quarter in two rounds. Later every `PROBE` rounds it is
-  doubled for one round; if more is delivered then, it grows on as at first.
+* the window is their product and one fetch, `GAIN` times. At first it doubles each round, until
+  the bandwidth no longer grows by a quarter in two rounds. Later every `PROBE` rounds it is half as
+  large again for one round; if more is delivered then, it grows on as at first;
+* for what no plan expects to be wanted, it is only `QUIET` times their product: a little less
+  than the link could carry, so that hardly anything queues before what a guest waits for. In
+  `REFRESH` of `PROBE` rounds it is not, or nobody would notice that the link has changed.
 """
 
 from collections import deque
 from typing import Final, NamedTuple
 
 KIB: Final = 1024
-GAIN: Final = 1.25
+GAIN: Final = 1.1
+QUIET: Final = 0.9
 MEMORY: Final = 10
 """Rounds after which a bandwidth that was not reached again is forgotten."""
-PROBE: Final = 16
+PROBE: Final = 64
+REFRESH: Final = 2
 GROWTH: Final = 1.25
 STALE: Final = 2
 """Rounds without growth that end the doubling."""
@@ -29,7 +35,7 @@ STALE: Final = 2
 FLOOR: Final = 64 * KIB
 START: Final = 128 * KIB
 CAP: Final = 16 * 1024 * KIB
-LEAST_FETCH: Final = 32 * KIB
+LEAST_FETCH: Final = 16 * KIB
 MOST_FETCH: Final = 256 * KIB
 FETCH_TIME: Final = 0.005
 """Seconds of bandwidth in one fetch: a demanded one waits for at least the one before it."""
@@ -42,7 +48,7 @@ class Sent(NamedTuple):
     delivered: int
     delivered_at: float
     round: int
-    full: bool
+    telling: bool
 
 
 class FetchWindow:
@@ -60,17 +66,32 @@ class FetchWindow:
         self._delivered = 0
         self._delivered_at = 0.0
         self._round = 0
+        self._telling_rounds = 0
         self._rates: deque[tuple[int, float]] = deque()
         self._growing = True
         self._best = 0.0
         self._stale = 0
         self._window = START
-        self._probe_at = PROBE
 
     @property
     def size(self) -> int:
         """Bytes that may be outstanding, now."""
         return self._window
+
+    def room(self, *, hurry: bool) -> int:
+        """Bytes that may be asked for now.
+
+        :param hurry: what is to be asked for is likely to be wanted.
+        """
+        size = self._window
+        if not hurry and not self._telling and self.bandwidth is not None and self.rtt is not None:
+            size = max(FLOOR, min(CAP, int(QUIET * self.bandwidth * self.rtt)))
+        return size - self.outstanding
+
+    @property
+    def _telling(self) -> bool:
+        """Whether the whole window is to be used in any case, to learn of the link."""
+        return self._growing or self._round % PROBE < REFRESH
 
     @property
     def fetch_limit(self) -> int:
@@ -79,18 +100,21 @@ class FetchWindow:
             return LEAST_FETCH
         return max(LEAST_FETCH, min(MOST_FETCH, int(self.bandwidth * FETCH_TIME)))
 
-    def sent(self, length: int, now: float) -> Sent:
-        """A fetch of `length` bytes is asked for; to be handed back when it ends."""
+    def sent(self, length: int, now: float, *, urgent: bool, hurry: bool) -> Sent:
+        """A fetch of `length` bytes is asked for.
+
+        :param urgent: whatever the window says. How fast these come depends on how many there
+            are, and says nothing of what the link could carry.
+        :returns: to be handed back when it ends.
+        """
         if not self.outstanding:
             self._delivered_at = now
         self.outstanding += length
-        # Rates of a window that was not full say what was asked for, not what could be had.
-        full = self.outstanding + self.fetch_limit >= self._window
-        return Sent(now, self._delivered, self._delivered_at, self._round, full)
+        telling = not urgent and (hurry or self._telling)
+        return Sent(now, self._delivered, self._delivered_at, self._round, telling)
 
-    def failed(self, length: int, sent: Sent, now: float) -> None:
+    def failed(self, length: int) -> None:
         """A fetch ended without its bytes: nothing is learnt of the link."""
-        del sent, now
         self.outstanding -= length
 
     def arrived(self, length: int, sent: Sent, now: float) -> None:
@@ -101,35 +125,30 @@ class FetchWindow:
         taken = max(now - sent.at, 1e-6)
         self.rtt = taken if self.rtt is None else min(self.rtt, taken)
         rate = (self._delivered - sent.delivered) / max(now - sent.delivered_at, taken)
-        if sent.full or rate >= (self.bandwidth or 0.0):
-            self._rates.append((self._round, rate))
-        # A round without a full window is no occasion to forget.
-        if sent.round == self._round and sent.full:
-            self._end_round()
-        elif self.bandwidth is None or rate > self.bandwidth:
-            self.bandwidth = rate
-        self._resize()
+        if sent.telling:
+            self._rates.append((self._telling_rounds, rate))
+        self.bandwidth = max(self.bandwidth or 0.0, rate)
+        if sent.round == self._round:
+            self._end_round(sent.telling)
+        if not self._growing:
+            target = GAIN * (self.bandwidth * self.rtt + self.fetch_limit)
+            self._window = max(FLOOR, min(CAP, int(target)))
 
-    def _end_round(self) -> None:
+    def _end_round(self, telling: bool) -> None:
         self._round += 1
-        while self._rates and self._rates[0][0] < self._round - MEMORY:
+        if not telling:
+            return
+        self._telling_rounds += 1
+        while self._rates and self._rates[0][0] < self._telling_rounds - MEMORY:
             self._rates.popleft()
-        if self._rates:
-            self.bandwidth = max(rate for _, rate in self._rates)
-        reached = self.bandwidth or 0.0
+        reached = max(rate for _, rate in self._rates)
+        self.bandwidth = reached
         if self._growing:
             self._stale = 0 if reached >= self._best * GROWTH else self._stale + 1
             self._best = max(self._best, reached)
-            if self._stale >= STALE:
-                self._growing = False
-                self._probe_at = self._round + PROBE
-            elif not self._stale:
+            self._growing = self._stale < STALE
+            if not self._stale:
                 self._window = min(CAP, 2 * self._window)
-        elif self._round >= self._probe_at:
+        elif self._round % PROBE == 0:
             self._growing, self._stale, self._best = True, STALE - 1, reached
-            self._window = min(CAP, 2 * self._window)
-
-    def _resize(self) -> None:
-        if not self._growing and self.bandwidth is not None and self.rtt is not None:
-            target = GAIN * self.bandwidth * self.rtt + self.fetch_limit
-            self._window = max(FLOOR, min(CAP, int(target)))
+            self._window = min(CAP, 3 * self._window // 2)

@@ -22,9 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nova_enlightened.appliance import frames
-from nova_enlightened.appliance.chunks import MAX_INDEX, MAX_PACK, MAX_PACKS
+from nova_enlightened.appliance.chunks import MAX_INDEX, MAX_PACK, MAX_PACKS, ChunkIndex
+from nova_enlightened.appliance.clusters import find_clusters
 from nova_enlightened.appliance.manifest import Object
-from nova_enlightened.appliance.places import MAX_PLACES
+from nova_enlightened.appliance.places import MAX_PLACES, ApplianceSpace
+from nova_enlightened.appliance.trace import Merged
 from nova_enlightened.exception import ApplianceError, PrefetchPlanError
 
 MAGIC: Final = b"NEPP"
@@ -36,7 +38,75 @@ OBJECT: Final = 32 + 4
 UNLIKELY: Final = 0xFFFFFFFF
 """In `PrefetchPlan.wanted_ms`: fewer than half of the runs touched the place, so nobody need
 wait for it before the guest is started."""
+LIKELY: Final = 0.5
+RARE: Final = 1.0
+"""Power of the share of runs by which a cluster's time is divided to find its turn: what every
+second run wants is fetched as if it were wanted when twice the time has passed."""
+FIRST_S: Final = 0.1
+"""Added to all times before: at the very start, the share decides."""
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, eq=False)
+class PlanOrder:
+    """A plan that has no layer yet. For the fields see `PrefetchPlan`."""
+
+    manifest: str
+    space_places: int
+    runs: int
+    order: npt.NDArray[np.uint32]
+    wanted_ms: npt.NDArray[np.uint32]
+    cluster_starts: npt.NDArray[np.uint32]
+
+    def with_layer(
+        self, layer: Object, index: ChunkIndex, packs: tuple[Object, ...]
+    ) -> "PrefetchPlan":
+        """The plan, whose places are stored again in `index`, the content of `layer`."""
+        return PrefetchPlan(
+            self.manifest,
+            self.space_places,
+            self.runs,
+            self.order,
+            self.wanted_ms,
+            self.cluster_starts,
+            index.stored_bytes,
+            layer,
+            packs,
+        )
+
+
+def make(merged: Merged, space: ApplianceSpace) -> PlanOrder:
+    """Decide the order in which to fetch what runs have touched.
+
+    :raises PrefetchPlanError: the runs are not of this appliance.
+    """
+    if merged.space_places != space.places:
+        raise PrefetchPlanError(
+            f"runs of {merged.space_places} places, an appliance of {space.places}"
+        )
+    clusters = find_clusters(merged)
+    when, share = merged.when[clusters.members], merged.share[clusters.members]
+    sizes = np.diff(clusters.starts, append=clusters.members.size)
+    turns = np.empty(0)
+    if sizes.size:
+        first = np.minimum.reduceat(when, clusters.starts)
+        often = np.add.reduceat(share, clusters.starts) / sizes
+        turns = (first + FIRST_S) / often**RARE
+    by_turn = np.argsort(turns, kind="stable")
+    starts = np.cumsum(sizes[by_turn]) - sizes[by_turn]
+    # Positions in `members`, cluster by cluster in the new order.
+    shift = np.repeat(clusters.starts[by_turn] - starts, sizes[by_turn])
+    members = clusters.members[np.arange(clusters.members.size) + shift]
+    wanted = np.minimum(merged.when[members] * 1e3, UNLIKELY - 1).astype(np.uint32)
+    wanted[merged.share[members] < LIKELY] = UNLIKELY
+    return PlanOrder(
+        merged.manifest,
+        merged.space_places,
+        merged.weights.size,
+        merged.places[members],
+        wanted,
+        starts.astype(np.uint32),
+    )
 
 
 @dataclass(frozen=True, eq=False)
