@@ -73,7 +73,7 @@ def open_store(url: str) -> Store:
     """
     scheme = urllib.parse.urlsplit(url).scheme
     try:
-        found: Any = driver.DriverManager(NAMESPACE, scheme, warn_on_missing_entrypoint=False)
+        found: Any = driver.DriverManager(NAMESPACE, scheme)
     except stevedore_errors.NoMatches as error:
         raise exception.ConfigError(f"no store for URLs like {url!r} is installed") from error
     made: Store = found.driver(url)
