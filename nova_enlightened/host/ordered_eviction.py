@@ -193,13 +193,13 @@ class OrderedEviction:
         """
         report, source, uri = Report(False, "the guest tells nothing of its memory"), None, None
         known = self._knowledge()
-        if known is not None:
-            try:
-                source = self._start_relays(known)
-                uri = f"unix://{source.spec.socket}"
+        try:
+            source = self._start_relays(known)
+            uri = f"unix://{source.spec.socket}"
+            if known is not None:
                 report = Report(True, "the guest's own order")
-            except (exception.EnlightenedError, OSError) as error:
-                report = Report(False, str(error))
+        except (exception.EnlightenedError, OSError) as error:
+            report = Report(False, str(error))
         self._tell(f"order: {'guest' if report.ordered else 'stock'} ({report.why})")
         following = _Following(self._recovery(source), self._pause)
 
@@ -272,10 +272,13 @@ class OrderedEviction:
         self._tell(f"hints: {known.frames} frames, {known.samples} samples by {known.source}")
         return known
 
-    def _start_relays(self, known: GuestKnowledge) -> relays.RunningRelay:
+    def _start_relays(self, known: GuestKnowledge | None) -> relays.RunningRelay:
+        """Also where there is nothing to order by: their link outlives a network that fails."""
         there = departure.destination_spec(
             self._conf, str(uuid.uuid4()), self._own_name, self._peer.address
         )
         port = self._peer.start_relay(there)
         peer = departure.Peer(self._peer.name, self._peer.address, port)
+        if known is None:
+            return departure.start_carrier(self._conf, there, peer)
         return departure.start_source(self._conf, there, peer, known, self._domain.XMLDesc())

@@ -21,7 +21,6 @@ from nova_enlightened.host import departure as leaving
 from nova_enlightened.host import recovery, relays, standing
 from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.recovery import Carrier, Decision, Seen, State, Step
-from nova_enlightened.transfer import control
 from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
@@ -180,7 +179,8 @@ class Recovery:
                 there = self._far.look(self.departure)
             except exception.EnlightenedError as error:
                 self.trouble = str(error)
-        return Seen(here, there.domain, relay_here, there.relay, completed, relayed)
+        idle = here is standing.Standing.FAILED and not self._busy and status.get("channels") == 0
+        return Seen(here, there.domain, relay_here, there.relay, completed, relayed, idle)
 
     def _confirmed(self, decision: Decision) -> bool:
         step, times = self._agreed
@@ -240,38 +240,35 @@ class Recovery:
         there = self._far.spec(str(uuid.uuid4()))
         peer = self._far.start_relay(there)
         self._record(migration=there.migration)
-        self._start_here(there, peer)
+        relay = self._start_here(there, peer)
         self._resuming = threading.Thread(
-            target=self._call, args=(f"unix://{there.socket}",), name="resume", daemon=True
+            target=self._call, args=(relay,), name="resume", daemon=True
         )
         self._resuming.start()
 
-    def _call(self, uri: str) -> None:
+    def _call(self, relay: relays.RunningRelay) -> None:
+        where = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{relay.spec.socket}"}
         try:
-            self._lookup().migrateToURI3(
-                self.departure.control_uri, {libvirt.VIR_MIGRATE_PARAM_URI: uri}, RESUME_FLAGS
-            )
+            self._lookup().migrateToURI3(self.departure.control_uri, where, RESUME_FLAGS)
             self.trouble = ""
+            LOG.info("%s: libvirt has resumed it to its end", self.departure.instance)
         except libvirt.libvirtError as error:
             self.trouble = str(error)
             LOG.warning("%s: libvirt does not resume: %s", self.departure.instance, error)
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                self._abandon()
+            self._abandon(relay)
 
-    def _abandon(self) -> None:
-        """End relays that nobody came to, so that the next attempt can begin.
+    def _abandon(self, relay: relays.RunningRelay) -> None:
+        """End a relay that nobody came to, so that the next attempt can begin.
 
-        Those that QEMU has connected to are left alone: libvirt's call may have failed for
-        another reason, and they may be carrying the VM.
+        One that QEMU has connected to is left alone: libvirt's call may have failed for another
+        reason, and it may be carrying the VM.
         """
-        spec = self._own_spec()
-        if spec is None:
-            return
-        try:
-            if not control.ask(spec.control, "status").get("channels"):
-                relays.end(spec, GONE_S)
-        except exception.RelayError as error:
-            LOG.debug("Relay of %s: %s", self.departure.instance, error)
+        _, status = relays.carrier(relay.spec)
+        if not status.get("channels"):
+            try:
+                relays.end(relay.spec, GONE_S, relay.pid)
+            except exception.RelayError as error:
+                LOG.warning("Relay of %s: %s", self.departure.instance, error)
 
     def _later(self) -> None:
         self._not_before = self._clock() + recovery.pause_after(self.departure.attempts)

@@ -42,6 +42,7 @@ class Seen:
 
     :param completed: the source's relay has seen QEMU say that the last page is sent.
     :param relayed: through relays, not on a channel of QEMU's own.
+    :param idle: no QEMU is connected to the source's relay, and none is about to be.
     """
 
     here: Standing
@@ -50,6 +51,7 @@ class Seen:
     relay_there: Carrier
     completed: bool = False
     relayed: bool = True
+    idle: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,10 @@ _RULES: Final[tuple[_Rule, ...]] = (
             sure=False,
         ),
     ),
+    (
+        lambda seen: seen.here is Standing.ENDED,
+        Decision(Step.WAIT, "QEMU at the source has ended; the destination does not answer"),
+    ),
     # --- its memory is on both hosts
     (
         lambda seen: seen.there in _AWAY and seen.here in _SPLIT,
@@ -130,6 +136,10 @@ _RULES: Final[tuple[_Rule, ...]] = (
     (
         lambda seen: not seen.relayed and (seen.here, seen.there) != _BOTH_FAILED,
         Decision(Step.WAIT, "QEMU's own channel carries it"),
+    ),
+    (
+        lambda seen: seen.idle and seen.relay_here is Carrier.ALIVE,
+        Decision(Step.END_HERE, "QEMU did not come to the source's relay", sure=False),
     ),
     (
         lambda seen: seen.relay_here is Carrier.ALIVE and seen.relay_there is not Carrier.GONE,

@@ -5,6 +5,7 @@ The listening sockets are bound here and inherited, so that QEMU and the peer ca
 before the relay's interpreter has started: nothing waits for it.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -188,25 +189,24 @@ def carrier(spec: RelaySpec) -> tuple[Carrier, dict[str, Any]]:
         return Carrier.UNKNOWN, {}
 
 
-def end(spec: RelaySpec, patience: float) -> None:
+def end(spec: RelaySpec, patience: float, pid: int = 0) -> None:
     """End a relay of this host, and wait until it is gone: QEMU's socket is closed then.
 
+    :param pid: of a relay that may be too young to answer; 0 for one that has to.
     :raises RelayError: it still runs after `patience` seconds.
     """
     try:
-        pid = int(control.ask(spec.control, "status")["pid"])
+        pid = pid or int(control.ask(spec.control, "status")["pid"])
         descriptor = os.pidfd_open(pid)
     except (exception.RelayGone, ProcessLookupError):
         return
     try:
-        try:
-            control.ask(spec.control, "stop")
-        except exception.RelayGone:
-            pass
-        if not select.select([descriptor], [], [], patience)[0]:
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            if not select.select([descriptor], [], [], patience)[0]:
-                raise exception.RelayError(f"relay {pid} does not end")
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, number)
+            if select.select([descriptor], [], [], patience)[0]:
+                return
+        raise exception.RelayError(f"relay {pid} does not end")
     finally:
         os.close(descriptor)
 

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is decided about a post-copy that lost its way."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from nova_enlightened.host import recovery
+from nova_enlightened.host.recovery import Carrier, Seen, State, Step, decide
+from nova_enlightened.host.standing import Standing
+
+CARRIED = Seen(Standing.POSTCOPY, Standing.POSTCOPY, Carrier.ALIVE, Carrier.ALIVE)
+BROKEN = Seen(Standing.FAILED, Standing.FAILED, Carrier.GONE, Carrier.GONE)
+EVERYTHING = [
+    Seen(*seen)
+    for seen in itertools.product(
+        Standing, Standing, Carrier, Carrier, (False, True), (False, True), (False, True)
+    )
+]
+
+
+def step(base: Seen, **changes: object) -> Step:
+    return decide(dataclasses.replace(base, **changes)).step  # type: ignore[arg-type]
+
+
+def test_relays_that_run_are_left_alone_whatever_libvirt_says() -> None:
+    assert step(CARRIED) is Step.WAIT
+    assert step(CARRIED, here=Standing.FAILED) is Step.WAIT
+    assert step(CARRIED, here=Standing.FAILED, there=Standing.FAILED) is Step.WAIT
+
+
+def test_what_is_left_of_a_broken_pair_is_ended() -> None:
+    assert step(CARRIED, relay_here=Carrier.GONE) is Step.END_THERE
+    assert step(CARRIED, relay_there=Carrier.GONE) is Step.END_HERE
+
+
+def test_with_both_relays_gone_it_is_resumed() -> None:
+    assert step(BROKEN) is Step.RESUME
+
+
+def test_a_relay_that_qemu_did_not_come_to_makes_room_for_another() -> None:
+    assert step(CARRIED, here=Standing.FAILED, idle=True) is Step.END_HERE
+
+
+def test_nothing_is_ended_while_the_other_host_does_not_answer() -> None:
+    unheard = {"there": Standing.UNKNOWN, "relay_there": Carrier.UNKNOWN}
+    assert step(CARRIED, **unheard) is Step.WAIT
+    assert step(BROKEN, **unheard) is Step.WAIT
+
+
+def test_while_it_is_handed_over_no_socket_is_closed() -> None:
+    assert step(CARRIED, there=Standing.SWITCHING, relay_here=Carrier.GONE) is Step.WAIT
+    assert step(CARRIED, here=Standing.SWITCHING, relay_there=Carrier.GONE) is Step.WAIT
+
+
+def test_qemus_own_channel_is_resumed_only_once_both_have_failed() -> None:
+    assert step(BROKEN, relayed=False) is Step.RESUME
+    assert step(BROKEN, relayed=False, there=Standing.POSTCOPY) is Step.WAIT
+
+
+def test_a_source_that_ended_before_the_last_page_has_lost_the_vm() -> None:
+    for there in (Standing.POSTCOPY, Standing.FAILED):
+        assert step(BROKEN, here=Standing.ENDED, there=there) is Step.LOST
+
+
+def test_a_destination_that_ended_has_lost_the_vm_and_the_source_is_not_started_again() -> None:
+    for here in (Standing.POSTCOPY, Standing.FAILED):
+        assert step(BROKEN, here=here, there=Standing.GONE) is Step.LOST
+
+
+def test_a_vm_that_executes_at_its_source_stayed_there() -> None:
+    assert step(BROKEN, here=Standing.EXECUTES, there=Standing.GONE) is Step.STAYED
+
+
+def test_a_source_without_it_has_moved_it() -> None:
+    assert step(BROKEN, here=Standing.GONE, there=Standing.EXECUTES) is Step.MOVED
+    assert step(CARRIED, here=Standing.GONE, completed=True) is Step.MOVED
+
+
+def test_a_source_whose_libvirt_is_silent_decides_nothing() -> None:
+    assert {decide(seen).step for seen in EVERYTHING if seen.here is Standing.UNKNOWN} == {
+        Step.WAIT
+    }
+
+
+def test_only_a_vm_whose_source_stands_still_for_post_copy_is_resumed() -> None:
+    resumed = [seen for seen in EVERYTHING if decide(seen).step is Step.RESUME]
+    assert resumed
+    assert {seen.here for seen in resumed} <= {Standing.POSTCOPY, Standing.FAILED}
+    assert {seen.relay_here for seen in resumed} == {Carrier.GONE}
+    assert {seen.relay_there for seen in resumed} == {Carrier.GONE}
+
+
+def test_a_vm_is_called_lost_only_by_hosts_that_answer() -> None:
+    for seen in EVERYTHING:
+        if decide(seen).step is Step.LOST:
+            assert Standing.UNKNOWN not in (seen.here, seen.there), seen
+
+
+def test_no_step_starts_a_vm() -> None:
+    assert {one.value for one in Step} == {
+        "wait", "end the source's relay", "end the destination's relay", "resume",
+        "moved", "stayed", "lost",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("state", [State.MOVED, State.STAYED, State.LOST])
+def test_an_end_is_an_end(state: State) -> None:
+    assert {recovery.after(state, step) for step in Step} == {state}
+
+
+def test_after_a_stop_nothing_is_tried_but_the_end_is_seen() -> None:
+    assert not recovery.takes(State.STOPPED, Step.RESUME)
+    assert not recovery.takes(State.STOPPED, Step.END_THERE)
+    assert recovery.after(State.STOPPED, Step.MOVED) is State.MOVED
+
+
+def test_attempts_come_slower_up_to_a_limit() -> None:
+    pauses = [recovery.pause_after(attempts) for attempts in range(1, 12)]
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1]) == (recovery.FIRST_PAUSE_S, recovery.LONGEST_PAUSE_S)
