@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 ARM_SAMPLES = 12
 """An armed guest: what it uses only now and then has been seen as well."""
-ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU = 0.5, 60.0, 0.1
+ARM_INTERVAL_S, ARM_MAX_S, ARM_CPU = 0.5, 90.0, 0.1
 _ALWAYS_PREEMPTS = 10_001_000
 _GRACE_S = 10.0
 
@@ -54,7 +54,7 @@ class LabEviction:
         return self.eviction.times
 
 
-def arm(guest: Guest, seconds: float = 30.0, samples: int = ARM_SAMPLES) -> GuestSession:
+def arm(guest: Guest, seconds: float = 60.0, samples: int = ARM_SAMPLES) -> GuestSession:
     """Have the guest's agent sample, and wait until it has told of ``samples`` of them.
 
     The caller closes the session. Raises LabError when that does not come about in time.
