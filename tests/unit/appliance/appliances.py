@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small appliances for the tests."""
 
+import functools
+
 import numpy as np
 
 from nova_enlightened.appliance.building import LayerBuilder, name_of
@@ -10,9 +12,10 @@ from nova_enlightened.appliance.manifest import Manifest, Object
 OBJECT = Object("ab" * 32, 1000)
 
 
+@functools.cache
 def unit(number):
-    """4096 bytes, other ones for each number, that are neither zero nor incompressible."""
-    return b"%016d" % number * (UNIT // 16)
+    """4096 bytes, other ones for each number, that compress to about 512."""
+    return np.random.default_rng(number).bytes(512) * (UNIT // 512)
 
 
 def units(numbers):
