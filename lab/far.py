@@ -97,8 +97,8 @@ class FarStore:
         self._cut()
         one, two = self._holder, self._host.holder
         self._delay = subprocess.Popen(
-            [str(delay_program(self._cache)), str(one.pid), DEVICE, str(two.pid), DEVICE,
-             str(round(round_trip_ms * 500))],
+            one.entered([str(delay_program(self._cache)), str(one.pid), DEVICE, str(two.pid),
+                         DEVICE, str(round(round_trip_ms * 500))]),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
         )  # fmt: skip

@@ -123,12 +123,18 @@ def _until(done: Callable[[], bool], seconds: float, otherwise: str) -> None:
         time.sleep(0.1)  # nothing tells from outside what a guest's service is about to do
 
 
+def relocated(host: Host, memory: Path, console: Path) -> str:
+    """The saved domain's XML with its console elsewhere."""
+    tree = ElementTree.fromstring(host.connection.saveImageGetXMLDesc(str(memory), 0))
+    for tag in ("serial", "console"):
+        for path in tree.iterfind(f"./devices/{tag}/source"):
+            path.set("path", str(console))
+    return ElementTree.tostring(tree, encoding="unicode")
+
+
 def with_disk(host: Host, memory: Path, disk: str, console: Path) -> str:
-    """The saved domain's XML with its disk element replaced by ``disk`` (XML of what is inside
-    it), and its console elsewhere.
-    """
-    stored = host.connection.saveImageGetXMLDesc(str(memory), 0)
-    tree = ElementTree.fromstring(stored)
+    """The same with its disk element replaced by ``disk`` (XML of what is inside it)."""
+    tree = ElementTree.fromstring(relocated(host, memory, console))
     element = tree.find("./devices/disk")
     if element is None:
         raise LabError(f"the domain saved in {memory} has no disk")
@@ -137,8 +143,4 @@ def with_disk(host: Host, memory: Path, disk: str, console: Path) -> str:
             element.remove(child)
     for child in reversed(ElementTree.fromstring(f"<inside>{disk}</inside>")):
         element.insert(0, child)
-    for path in tree.iterfind("./devices/serial/source"):
-        path.set("path", str(console))
-    for path in tree.iterfind("./devices/console/source"):
-        path.set("path", str(console))
     return ElementTree.tostring(tree, encoding="unicode")
