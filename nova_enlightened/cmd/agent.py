@@ -12,7 +12,7 @@ from oslo_log import log
 from oslo_service import backend
 
 from nova_enlightened import conf as options
-from nova_enlightened import exception
+from nova_enlightened import exception, privsep
 
 LOG = logging.getLogger(__name__)
 
@@ -55,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         conf = options.for_service(sys.argv[1:] if argv is None else argv, PROGRAM)
         log.setup(conf, "nova_enlightened")
-        run(conf, ending)
+        privsep.start()
+        try:
+            run(conf, ending)
+        finally:
+            privsep.stop()
     except (exception.EnlightenedError, cfg.Error) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from nova_enlightened import exception
+from nova_enlightened import exception, privsep
 from nova_enlightened.host import relays
 from nova_enlightened.host.departure import Places
 from nova_enlightened.host.spare_relay import SpareRelay
@@ -51,9 +51,18 @@ class RelayUpkeep:
         self.spare = spare
 
     def adopt(self, relay: relays.RunningRelay) -> None:
-        """Remember a child of this process, to collect its exit status when it has ended."""
+        """Remember a child of this process, to collect its exit status when it has ended.
+
+        It is preferred by the scheduler from now on, where this process may have that done; as
+        root it sees to it itself.
+        """
         with self._lock:
             self._children.add(relay.pid)
+        if os.geteuid() != 0 and privsep.privileged():
+            try:
+                privsep.prefer(relay.pid, privsep.HIGHEST)
+            except OSError as error:
+                LOG.warning("Relay %d runs as any other process: %s", relay.pid, error)
 
     def running(self) -> tuple[dict[str, Any], ...]:
         """Migration, role and pid of each relay, as last looked at."""

@@ -20,7 +20,7 @@ import oslo_messaging
 from oslo_config import cfg
 from oslo_utils import netutils
 
-from nova_enlightened import exception, rpc
+from nova_enlightened import exception, privsep, rpc
 from nova_enlightened.conf import agent as agent_options
 from nova_enlightened.contention.detector import Detector
 from nova_enlightened.contention.report import HostReport, Level
@@ -58,8 +58,6 @@ LONGEST_SOCKET: Final = 107
 """Bytes of a unix socket's path (sockaddr_un)."""
 LONGEST_NAME: Final = len("/-destination/control.sock") + 36
 """Of a relay's socket below the directory of migrations, with a UUID."""
-DIRECTORY_MODE: Final = 0o1771
-"""QEMU's group makes its sockets in it; nobody removes another's."""
 KIB: Final = 1024
 NOVA_OPTS: Final = [
     cfg.StrOpt("host"),
@@ -86,10 +84,10 @@ def make_run_directory(path: str, group: int | None) -> None:
             f"[enlightened] run_directory = {path} is longer than {most} bytes"
         )
     try:
-        pathlib.Path(path).mkdir(parents=True, exist_ok=True, mode=0o711)
-        if group is not None and os.geteuid() == 0:
-            os.chown(path, -1, group)
-            os.chmod(path, DIRECTORY_MODE)
+        if privsep.privileged():
+            privsep.make_directory(path, os.geteuid(), group)
+        else:
+            pathlib.Path(path).mkdir(parents=True, exist_ok=True, mode=privsep.OWN_MODE)
     except OSError as error:
         raise exception.ConfigError(f"[enlightened] run_directory = {path}: {error}") from error
 

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent of a compute host cannot do as an ordinary user, by oslo.privsep.
+
+Each context is a process of its own that holds no more than the capabilities named here and runs
+no more than the functions decorated here. :func:`start` makes them, before there are threads, of
+the capabilities that the service was started with, which the service itself then gives up. Where
+it was started with none (a command, a test) the contexts are started when first used, by
+``helper_command`` of their group, as oslo.privsep does; as root everything is done in place.
+"""
+
+import logging
+import os
+import pathlib
+from typing import Final
+
+from oslo_privsep import capabilities, daemon, priv_context
+
+from nova_enlightened import exception
+
+LOG = logging.getLogger(__name__)
+
+HIGHEST: Final = -10
+"""The most a relay is preferred by, as niceness; see ``transfer.niceness``."""
+OWN_MODE: Final = 0o711
+SHARED_MODE: Final = 0o1771
+"""QEMU's group makes its sockets in the directory of migrations; nobody removes another's."""
+
+directories = priv_context.PrivContext(
+    "nova_enlightened",
+    cfg_section="enlightened_privsep_directories",
+    pypath=f"{__name__}.directories",
+    capabilities=[
+        capabilities.CAP_CHOWN,
+        capabilities.CAP_FOWNER,
+        capabilities.CAP_DAC_OVERRIDE,
+    ],
+)
+"""To make a directory below ``/run`` that belongs to two."""
+
+scheduling = priv_context.PrivContext(
+    "nova_enlightened",
+    cfg_section="enlightened_privsep_scheduling",
+    pypath=f"{__name__}.scheduling",
+    capabilities=[capabilities.CAP_SYS_NICE],
+)
+"""To have a relay run before what contends for the processor."""
+
+CONTEXTS: Final = (directories, scheduling)
+
+
+def start() -> None:
+    """Start the contexts and give up what they hold; for a service, before it has threads.
+
+    :raises ConfigError: a context does not start.
+    """
+    if os.geteuid() == 0:
+        for context in CONTEXTS:
+            context.set_client_mode(False)
+        return
+    _, held, _ = capabilities.get_caps()
+    if not held:
+        return
+    for context in CONTEXTS:
+        try:
+            context.start(priv_context.Method.FORK)
+        except (daemon.FailedToDropPrivileges, OSError) as error:
+            raise exception.ConfigError(f"{context}: {error}") from error
+    capabilities.drop_all_caps_except([], [], [])
+    LOG.info("Gave up %d capabilities; %d contexts hold theirs", len(held), len(CONTEXTS))
+
+
+def stop() -> None:
+    """End the contexts' processes."""
+    for context in CONTEXTS:
+        context.stop()
+
+
+def privileged() -> bool:
+    """Whether the functions below can do more than this process could by itself."""
+    return all(not context.client_mode or context.channel is not None for context in CONTEXTS)
+
+
+@directories.entrypoint
+def make_directory(path: str, owner: int, group: int | None) -> None:
+    """Have a directory of ``owner`` that, with a group, its members make files in too.
+
+    Without one it is for its owner to make files in, if it is not there yet. A link, or a
+    directory of a third party, is refused.
+
+    :raises OSError: it cannot be had.
+    """
+    wanted = pathlib.PurePosixPath(path)
+    if not wanted.is_absolute() or ".." in wanted.parts:
+        raise PermissionError(f"{path} is no absolute path")
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    try:
+        os.mkdir(path, 0o700)
+        made = True
+    except FileExistsError:
+        made = False
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        before = os.fstat(descriptor)
+        if before.st_uid not in (0, os.getuid(), owner):
+            raise PermissionError(f"{path} belongs to uid {before.st_uid}")
+        if made or group is not None:
+            os.fchown(descriptor, owner, -1 if group is None else group)
+            os.fchmod(descriptor, OWN_MODE if group is None else SHARED_MODE)
+    finally:
+        os.close(descriptor)
+
+
+@scheduling.entrypoint
+def prefer(pid: int, niceness: int) -> None:
+    """Set the niceness of a process of the caller's own user, and that of its autogroup.
+
+    :param niceness: ``HIGHEST`` to 0.
+    :raises OSError: there is no such process, it is another's, or the value is no preference.
+    """
+    if not HIGHEST <= niceness <= 0:
+        raise PermissionError(f"niceness {niceness}")
+    owner = os.stat(f"/proc/{pid}").st_uid
+    if os.getuid() not in (0, owner):
+        raise PermissionError(f"process {pid} is uid {owner}'s")
+    os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    pathlib.Path(f"/proc/{pid}/autogroup").write_text(str(niceness))

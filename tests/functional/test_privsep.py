@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Privileges are held by processes of their own, and no more of them than their name says.
+
+A service is started here as systemd starts the agent: an ordinary user with ambient capabilities.
+"""
+
+import grp
+import json
+import os
+import pathlib
+import shutil
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from oslo_privsep import capabilities
+
+from nova_enlightened import privsep
+from nova_enlightened.transfer import niceness
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="gives a process capabilities"
+)
+TOP = pathlib.Path(__file__).parents[2]
+USER = 65534
+GROUP = grp.getgrnam("daemon").gr_gid
+HELD = "chown,fowner,dac_override,sys_nice"
+PREAMBLE = """
+import json, os, pathlib, subprocess, sys
+from nova_enlightened import privsep
+
+def status(pid):
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return {key: fields[key].strip() for key in ("CapEff", "CapPrm", "CapAmb", "CapInh", "Uid")}
+
+def children():
+    return [int(pid) for pid in pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
+            .read_text().split()]
+
+def fails(call, *arguments):
+    try:
+        call(*arguments)
+    except OSError as error:
+        return type(error).__name__
+    return None
+
+privsep.start()
+"""
+
+
+def service(body: str, *arguments: str) -> Any:
+    """What a service prints that is an ordinary user with the agent's ambient capabilities."""
+    each = ",".join(f"+{name}" for name in HELD.split(","))
+    program = PREAMBLE + textwrap.dedent(body) + "\nprivsep.stop()\n"
+    done = subprocess.run(
+        [
+            "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups",
+            f"--inh-caps={each}", f"--ambient-caps={each}", f"--bounding-set=-all,{each}",
+            "--no-new-privs", sys.executable, "-c", program, *arguments,
+        ],
+        cwd=TOP, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def closed(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory in which only root may make anything, and everybody may look."""
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(parent.stat().st_mode | 0o055)
+    directory = tmp_path / "run"
+    directory.mkdir(mode=0o755)
+    return directory
+
+
+def mask(*held: int) -> str:
+    return f"{sum(1 << number for number in held):016x}"
+
+
+def test_the_service_itself_keeps_nothing() -> None:
+    told = service("print(json.dumps(status(os.getpid())))")
+    assert {told[key] for key in ("CapEff", "CapPrm", "CapAmb", "CapInh")} == {mask()}
+    assert set(told["Uid"].split()) == {str(USER)}
+
+
+def test_each_context_holds_what_it_is_for_and_no_more() -> None:
+    told = service("print(json.dumps(sorted(status(pid)['CapEff'] for pid in children())))")
+    directories = (
+        capabilities.CAP_CHOWN,
+        capabilities.CAP_FOWNER,
+        capabilities.CAP_DAC_OVERRIDE,
+    )
+    assert told == sorted([mask(*directories), mask(capabilities.CAP_SYS_NICE)])
+
+
+def test_contexts_end_with_their_service() -> None:
+    told = service(
+        """
+        pids = children()
+        privsep.stop()
+        for pid in pids:
+            os.waitpid(pid, 0)
+        print(json.dumps({"ended": len(pids)}))
+        """
+    )
+    assert told["ended"] == len(privsep.CONTEXTS)
+
+
+def test_a_directory_that_two_share_is_made_where_only_root_may(closed: pathlib.Path) -> None:
+    told = service(
+        """
+        path, group = sys.argv[1], int(sys.argv[2])
+        alone = fails(os.mkdir, path)
+        privsep.make_directory(path, os.getuid(), group)
+        print(json.dumps({"alone": alone}))
+        """,
+        str(closed / "migrations"),
+        str(GROUP),
+    )
+    assert told["alone"] == "PermissionError"
+    made = (closed / "migrations").stat()
+    assert (made.st_uid, made.st_gid, stat.S_IMODE(made.st_mode)) == (USER, GROUP, 0o1771)
+
+
+def test_a_link_in_the_place_of_a_directory_is_not_followed(closed: pathlib.Path) -> None:
+    victim = closed / "victim"
+    victim.mkdir(mode=0o755)
+    (closed / "migrations").symlink_to(victim)
+    told = service(
+        "print(json.dumps(fails(privsep.make_directory, sys.argv[1], os.getuid(), 1)))",
+        str(closed / "migrations"),
+    )
+    assert told in ("NotADirectoryError", "OSError")
+    assert victim.stat().st_uid == 0
+
+
+def test_a_directory_of_a_third_user_is_not_taken(closed: pathlib.Path) -> None:
+    theirs = closed / "theirs"
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, 1, 1)
+    told = service(
+        "print(json.dumps(fails(privsep.make_directory, sys.argv[1], os.getuid(), 1)))", str(theirs)
+    )
+    assert told == "PermissionError"
+    assert theirs.stat().st_uid == 1
+
+
+def test_a_path_with_dots_is_refused(closed: pathlib.Path) -> None:
+    told = service(
+        "print(json.dumps(fails(privsep.make_directory, sys.argv[1], os.getuid(), 1)))",
+        f"{closed}/../elsewhere",
+    )
+    assert told == "PermissionError"
+    assert not (closed.parent / "elsewhere").exists()
+
+
+def test_a_child_is_preferred_and_goes_back_to_its_fair_share_by_itself() -> None:
+    told = service(
+        """
+        child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+        alone = fails(os.setpriority, os.PRIO_PROCESS, child.pid, -10)
+        privsep.prefer(child.pid, privsep.HIGHEST)
+        preferred = os.getpriority(os.PRIO_PROCESS, child.pid)
+        os.setpriority(os.PRIO_PROCESS, child.pid, 0)
+        fair = os.getpriority(os.PRIO_PROCESS, child.pid)
+        child.kill(); child.wait()
+        print(json.dumps([alone, preferred, fair]))
+        """
+    )
+    assert told == ["PermissionError", -10, 0]
+
+
+def test_another_users_process_is_not_preferred() -> None:
+    told = service("print(json.dumps(fails(privsep.prefer, 1, privsep.HIGHEST)))")
+    assert told == "PermissionError"
+    assert os.getpriority(os.PRIO_PROCESS, 1) == 0
+
+
+@pytest.mark.parametrize("value", [-11, -20, 1])
+def test_a_niceness_beyond_a_relays_is_refused(value: int) -> None:
+    told = service(
+        "print(json.dumps(fails(privsep.prefer, os.getpid(), int(sys.argv[1]))))", str(value)
+    )
+    assert told == "PermissionError"
+
+
+def test_a_context_runs_no_function_that_is_not_its_own() -> None:
+    told = service(
+        """
+        refused = []
+        for name in ("os.system", "nova_enlightened.privsep.prefer", "os.unlink"):
+            try:
+                privsep.directories.channel.remote_call(name, ("/nowhere", 0), {}, 10)
+            except NameError:
+                refused.append(name)
+        print(json.dumps(refused))
+        """
+    )
+    assert told == ["os.system", "nova_enlightened.privsep.prefer", "os.unlink"]
+
+
+def test_a_relay_asks_for_no_more_than_may_be_had() -> None:
+    assert niceness.WAITED_FOR == privsep.HIGHEST
