@@ -89,10 +89,6 @@ class HostUnfit(EnlightenedError):
     """A stored appliance cannot execute on this host; another may have what it needs."""
 
 
-class StreamingFailed(EnlightenedError):
-    """A server does not execute: what it needs of its appliance did not come, or QEMU ended."""
-
-
 class LinkError(EnlightenedError):
     """The link between two relays broke; it may be made again and resumed."""
 

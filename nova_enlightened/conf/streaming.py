@@ -26,9 +26,9 @@ agent.
     ),
     cfg.IntOpt(
         "connections",
-        default=8,
+        default=24,
         min=1,
-        max=64,
+        max=256,
         help="""
 Requests to the store that one server may have under way at the same time.
 

@@ -83,7 +83,7 @@ class HostEndpoint:
         self, context: dict[str, Any], instance: str, cause: str, ttl: float
     ) -> dict[str, Any]:
         """Place an order; the guest is armed as well, which costs nothing if it is already."""
-        order = self._orders.place(_instance(instance), str(cause), _seconds(ttl))
+        order = self._orders.place(instance_uuid(instance), str(cause), seconds(ttl))
         self._announce()
         self._armed.arm([instance])
         LOG.info("Urgent order for %s: %s", instance, order.cause)
@@ -92,7 +92,7 @@ class HostEndpoint:
     @expected
     def withdraw_urgent(self, context: dict[str, Any], instance: str) -> dict[str, Any]:
         """Take an order back."""
-        stood = self._orders.withdraw(_instance(instance))
+        stood = self._orders.withdraw(instance_uuid(instance))
         if stood:
             LOG.info("Urgent order for %s withdrawn", instance)
         return {"withdrawn": stood}
@@ -103,7 +103,7 @@ class HostEndpoint:
     ) -> dict[str, Any]:
         """Have everything ready, or say what is not."""
         answer = self._preparation.prepare(
-            _instance(instance), str(destination), bool(tls_required)
+            instance_uuid(instance), str(destination), bool(tls_required)
         )
         self._metrics.prepared(answer.wanted, answer.ordered)
         return answer.to_dict()
@@ -113,8 +113,8 @@ class HostEndpoint:
         """The last state of the source's relay."""
         outcome = str(outcome)
         self._metrics.ended(outcome == "completed")
-        self._recovery.ended(_instance(migration))
-        return dict(self._upkeep.end(_instance(migration), outcome))
+        self._recovery.ended(instance_uuid(migration))
+        return dict(self._upkeep.end(instance_uuid(migration), outcome))
 
     @expected
     def start_destination_relay(self, context: dict[str, Any], spec: str) -> dict[str, Any]:
@@ -137,16 +137,16 @@ class HostEndpoint:
         migration: str | None,
     ) -> dict[str, Any]:
         """Recover it from here on, where it has to be."""
-        relays = None if migration is None else _instance(migration)
+        relays = None if migration is None else instance_uuid(migration)
         self._recovery.follow(
-            Departure(_instance(instance), str(destination), str(control_uri), relays)
+            Departure(instance_uuid(instance), str(destination), str(control_uri), relays)
         )
         return {}
 
     @expected
     def recovery(self, context: dict[str, Any], instance: str) -> dict[str, Any]:
         """How one stands."""
-        return self._recovery.state(_instance(instance))
+        return self._recovery.state(instance_uuid(instance))
 
     @expected
     def recoveries(self, context: dict[str, Any]) -> dict[str, Any]:
@@ -156,29 +156,29 @@ class HostEndpoint:
     @expected
     def retry_recovery(self, context: dict[str, Any], instance: str) -> dict[str, Any]:
         """Try again."""
-        return self._recovery.retry(_instance(instance))
+        return self._recovery.retry(instance_uuid(instance))
 
     @expected
     def stop_recovery(self, context: dict[str, Any], instance: str) -> dict[str, Any]:
         """Try no more."""
-        return self._recovery.stop(_instance(instance))
+        return self._recovery.stop(instance_uuid(instance))
 
     @expected
     def arrival(
         self, context: dict[str, Any], instance: str, migration: str | None
     ) -> dict[str, Any]:
         """How a VM that arrives stands here."""
-        relays = None if migration is None else _instance(migration)
-        return self._recovery.arrival(_instance(instance), relays)
+        relays = None if migration is None else instance_uuid(migration)
+        return self._recovery.arrival(instance_uuid(instance), relays)
 
     @expected
     def end_arrival(self, context: dict[str, Any], migration: str) -> dict[str, Any]:
         """End the relay of a VM that arrives."""
-        self._recovery.end_arrival(_instance(migration))
+        self._recovery.end_arrival(instance_uuid(migration))
         return {}
 
 
-def _instance(text: object) -> str:
+def instance_uuid(text: object) -> str:
     """A UUID as it goes into file names and tables. :raises AgentRefused: it is none."""
     try:
         return str(uuid.UUID(str(text)))
@@ -189,10 +189,11 @@ def _instance(text: object) -> str:
 def _instances(texts: object) -> list[str]:
     if not isinstance(texts, list) or len(texts) > MOST_INSTANCES:
         raise exception.AgentRefused(f"not a list of at most {MOST_INSTANCES} instances")
-    return [_instance(text) for text in texts]
+    return [instance_uuid(text) for text in texts]
 
 
-def _seconds(value: object) -> float:
+def seconds(value: object) -> float:
+    """A duration. :raises AgentRefused: it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise exception.AgentRefused(f"{str(value)[:64]!r} is no time")
     return float(value)

@@ -10,7 +10,7 @@ and attributes listed here, none of which names a file, a device or a program of
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from xml.etree import ElementTree
@@ -88,9 +88,10 @@ class Merged:
     interfaces: tuple[tuple[str, str], ...]
 
 
-def merge(captured: str, own: str, generation: str) -> Merged:
+def merge(captured: str, own: str, generation: str, exports: Mapping[str, str]) -> Merged:
     """The domain to resume.
 
+    :param exports: unix socket of the NBD export below each disk, by target.
     :param captured: a manifest's ``domain_xml``; hostile.
     :param own: as Nova made it for this server.
     :param generation: a new UUID, for a guest that has a VM generation ID.
@@ -112,7 +113,7 @@ def merge(captured: str, own: str, generation: str) -> Merged:
     if guest.find("genid") is not None:
         ElementTree.SubElement(made, "genid").text = generation
     made.append(_os(guest, host))
-    devices = _Devices(guest, host)
+    devices = _Devices(guest, host, exports)
     made.append(devices.merged())
     arguments = ElementTree.SubElement(made, f"{domain_xml.QEMU_NAMESPACE}commandline")
     for value in ("-incoming", "defer"):
@@ -156,9 +157,10 @@ def _os(guest: Element, host: Element) -> Element:
 class _Devices:
     """Puts the captured devices on what Nova made for them."""
 
-    def __init__(self, guest: Element, host: Element) -> None:
+    def __init__(self, guest: Element, host: Element, exports: Mapping[str, str]) -> None:
         self._guest = _devices(guest)
         self._host = _devices(host)
+        self._exports = exports
         self._used: list[Element] = []
         self.dropped: list[str] = []
         self.macs: list[tuple[str, str]] = []
@@ -212,8 +214,11 @@ class _Devices:
         here = fitting[0]
         self._used.append(here)
         made.set("type", here.get("type", "file"))
-        _take(made, here, ("source", "backingStore", "iotune", "encryption"))
+        _take(made, here, ("source", "iotune", "encryption"))
         _driver(device, here, made)
+        socket = self._exports.get(_target(made))
+        if socket is not None:
+            _lay_on_export(made, _target(made), socket)
 
     def _interface(self, device: Element, made: Element) -> None:
         here = self._next("interface")
@@ -316,6 +321,19 @@ def _driver(device: Element, here: Element, made: Element) -> None:
         made.append(ElementTree.Element("driver", wanted))
 
 
+def _lay_on_export(disk: Element, target: str, socket: str) -> None:
+    """Where the export is gone for a moment, the guest stops rather than see an error."""
+    driver = disk.find("driver")
+    if driver is None:
+        driver = ElementTree.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2"})
+    driver.attrib |= {"error_policy": "stop", "rerror_policy": "stop"}
+    below = ElementTree.SubElement(disk, "backingStore", {"type": "network"})
+    ElementTree.SubElement(below, "format", {"type": "raw"})
+    source = ElementTree.SubElement(below, "source", {"protocol": "nbd", "name": target})
+    ElementTree.SubElement(source, "host", {"transport": "unix", "socket": socket})
+    ElementTree.SubElement(below, "backingStore")
+
+
 def _plain_rom(device: Element) -> bool:
     """Whether it has a <rom> that names no file."""
     rom = device.find("rom")
@@ -335,10 +353,3 @@ def _source(device: Element) -> str:
 def _target(device: Element) -> str:
     found = device.find("target")
     return "" if found is None else found.get("dev", found.get("name", ""))
-
-
-def disks(xml: str) -> Iterator[tuple[str, str]]:
-    """(target, file) of the disks in a domain's XML that are files. :raises HintError: no XML."""
-    for one in domain_xml.root(xml).iterfind("devices/disk"):
-        if one.get("device", "disk") == "disk" and _source(one):
-            yield _target(one), _source(one)

@@ -21,27 +21,22 @@ import nova.conf
 from nova import exception as nova_exception
 from nova.compute import utils as compute_utils
 from nova.compute import vm_states
-from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_log import log as logging
 
 from nova_enlightened import exception
-from nova_enlightened.rpc import HostAPI
-from nova_enlightened.virt import appliance, fitting, merged_xml, obstacles
+from nova_enlightened.virt import appliance, fitting, merged_xml, obstacles, streamed
+from nova_enlightened.virt.streamed import StreamedDriver
 
 CONF = nova.conf.CONF
 LOG = logging.getLogger(__name__)
 
 EVENT: Final = "compute_stream_appliance"
 LOOK_S: Final = 0.25
-ROOT: Final = "disk"
-NBD: Final = "nbd+unix://"
 GIB: Final = 1 << 30
 MIB: Final = 1 << 20
 EXECUTING: Final = frozenset({"streaming", "pulling", "done"})
 """Phases of `host.appliances` in which the guest executes."""
-AT_REST: Final = frozenset({"none", "done"})
-"""Phases in which the server needs nothing that is not on its disk."""
 _SAME_CPU: Final = frozenset({libvirt.VIR_CPU_COMPARE_IDENTICAL, libvirt.VIR_CPU_COMPARE_SUPERSET})
 _NOT_TOLD: Final = frozenset(
     {
@@ -76,7 +71,7 @@ class _WaitingGuest:
         """The agent does, when enough is there."""
 
 
-class StreamingDriver:
+class StreamingDriver(StreamedDriver):
     """Mixed into Nova's ``LibvirtDriver``, before it."""
 
     _host: Any
@@ -85,11 +80,6 @@ class StreamingDriver:
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._starts: dict[str, _Start] = {}
-
-    def _agent(self) -> HostAPI:
-        raise NotImplementedError
-
-    # --- the start ---------------------------------------------------------------------------
 
     def spawn(self, context: Any, instance: Any, image_meta: Any, *args: Any, **kwargs: Any) -> Any:
         """As Nova's, from the stored appliance where the image names one.
@@ -100,7 +90,7 @@ class StreamingDriver:
         spawn = super().spawn  # type: ignore[misc]
         with _as_novas(instance):
             wanted = appliance.wanted(instance.system_metadata, instance.image_ref)
-        if wanted is None or os.path.exists(_root(instance)):
+        if wanted is None or os.path.exists(streamed.root_disk(instance)):
             return spawn(context, instance, image_meta, *args, **kwargs)
         with _as_novas(instance):
             self._starts[instance.uuid] = self._prepared(instance, wanted, kwargs)
@@ -118,7 +108,7 @@ class StreamingDriver:
 
     def _prepared(self, instance: Any, wanted: appliance.Wanted, kwargs: dict[str, Any]) -> _Start:
         """All that can be refused is, before anything starts. Raises ``EnlightenedError``."""
-        if not _is_qcow2():
+        if not streamed.is_qcow2():
             raise exception.HostUnfit("[libvirt] images_type is not qcow2 on this host")
         if self._is_booted_from_volume(kwargs.get("block_device_info")):  # type: ignore[attr-defined]
             raise exception.ManifestError("an appliance cannot start from a volume")
@@ -177,9 +167,10 @@ class StreamingDriver:
             )
             return made
         ((target, socket),) = start.sockets.items()
+        path, below = streamed.root_disk(instance), f"{streamed.NBD}/{target}?socket={socket}"
         processutils.execute(
-            "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw",
-            "-b", f"{NBD}/{target}?socket={socket}", _root(instance), str(start.disk),
+            "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", below, path,
+            str(start.disk),
         )  # fmt: skip
         return True
 
@@ -220,7 +211,9 @@ class StreamingDriver:
         if start is None:
             return create(context, xml, instance, power_on, pause, post_xml_callback)
         with _as_novas(instance):
-            start.merged = merged_xml.merge(start.stored.domain_xml, xml, str(uuid.uuid4()))
+            start.merged = merged_xml.merge(
+                start.stored.domain_xml, xml, str(uuid.uuid4()), start.sockets
+            )
             why = obstacles.find(start.merged.xml)
             if why is not None:
                 raise exception.ManifestError(f"it cannot be streamed: {why}")
@@ -238,13 +231,16 @@ class StreamingDriver:
         with _as_novas(instance):
             self._agent().play_appliance(CONF.host, instance.uuid, identity, within)
         if CONF.enlightened_streaming.buffering == "build":
-            self._follow(context, instance)
+            self._follow_stream(context, instance)
             return
         threading.Thread(
-            target=self._follow_paused, args=(context, instance), name="appliance", daemon=True
+            target=self._follow_paused_stream,
+            args=(context, instance),
+            name="appliance",
+            daemon=True,
         ).start()
 
-    def _follow(self, context: Any, instance: Any) -> None:
+    def _follow_stream(self, context: Any, instance: Any) -> None:
         """Until it executes; the instance's progress tells how far it is.
 
         :raises nova.exception.ImageUnacceptable: it will not, and why.
@@ -260,16 +256,16 @@ class StreamingDriver:
                 if phase in EXECUTING:
                     break
                 if state.get("error") or phase == "none":
-                    raise exception.StreamingFailed(str(state.get("error") or "its player is gone"))
+                    raise exception.StreamingError(str(state.get("error") or "its player is gone"))
                 self._tell_progress(instance, int(state.get("percent", 0)))
                 pause.wait(LOOK_S)
         self._tell_progress(instance, 100)
         LOG.info("The appliance executes: %s", state.get("words", ""), instance=instance)
 
-    def _follow_paused(self, context: Any, instance: Any) -> None:
+    def _follow_paused_stream(self, context: Any, instance: Any) -> None:
         """The same, for a server that is ACTIVE already."""
         try:
-            self._follow(context, instance)
+            self._follow_stream(context, instance)
         except Exception as error:
             LOG.warning("The appliance does not execute: %s", error, instance=instance)
             try:
@@ -286,112 +282,6 @@ class StreamingDriver:
             # Whoever deletes the server meanwhile need not wait for it.
             instance.save(expected_task_state=[instance.task_state])
 
-    # --- afterwards --------------------------------------------------------------------------
-
-    def _serve_disk(self, instance: Any) -> None:
-        """Have a disk's unfetched part served before a domain opens it.
-
-        :raises nova.exception.InstanceNotReady: it cannot be.
-        """
-        wanted = _kept(instance)
-        if wanted is None or not _is_overlay(instance):
-            return
-        try:
-            asked = wanted.asked(memory=False)
-            self._agent().prepare_appliance(CONF.host, instance.uuid, asked)
-        except exception.EnlightenedError as error:
-            LOG.error("Its disk is not whole, and the rest cannot be served: %s", error,
-                      instance=instance)  # fmt: skip
-            raise nova_exception.InstanceNotReady(
-                f"{instance.uuid}: a part of its disk is not here yet: {error}",
-                instance_id=instance.uuid,
-            ) from error
-
-    def _create_images_and_backing(
-        self, context: Any, instance: Any, instance_dir: str, disk_info: Any, *args: Any,
-        **kwargs: Any,
-    ) -> None:  # fmt: skip
-        """As Nova's; what a streamed disk lies on is no image to fetch."""
-        if _kept(instance) is not None and _is_overlay(instance):
-            root = _root(instance)
-            disk_info = [one for one in disk_info or [] if one["path"] != root]
-        super()._create_images_and_backing(  # type: ignore[misc]
-            context, instance, instance_dir, disk_info, *args, **kwargs
-        )
-
-    def cleanup(
-        self, context: Any, instance: Any, network_info: Any, block_device_info: Any = None,
-        destroy_disks: bool = True, *args: Any, **kwargs: Any,
-    ) -> None:  # fmt: skip
-        """As Nova's; the player goes with the disks."""
-        super().cleanup(  # type: ignore[misc]
-            context, instance, network_info, block_device_info, destroy_disks, *args, **kwargs
-        )
-        if _kept(instance) is not None:
-            self._end(instance, kept=not destroy_disks)
-
-    def check_can_live_migrate_source(
-        self, context: Any, instance: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As Nova's; refused while a part of it is still at the store."""
-        why = self._unfinished(instance)
-        if why is not None:
-            raise nova_exception.MigrationPreCheckError(reason=why)
-        return super().check_can_live_migrate_source(  # type: ignore[misc]
-            context, instance, *args, **kwargs
-        )
-
-    def migrate_disk_and_power_off(
-        self, context: Any, instance: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As Nova's; refused while a part of its disk is still at the store."""
-        why = self._unfinished(instance)
-        if why is not None:
-            raise nova_exception.InstanceFaultRollback(nova_exception.ResizeError(reason=why))
-        return super().migrate_disk_and_power_off(  # type: ignore[misc]
-            context, instance, *args, **kwargs
-        )
-
-    def suspend(self, context: Any, instance: Any) -> None:
-        """As Nova's; refused while a part of its memory is still at the store."""
-        why = self._unfinished(instance)
-        if why is not None:
-            raise nova_exception.InstanceFaultRollback(
-                nova_exception.InstanceSuspendFailure(reason=why)
-            )
-        super().suspend(context, instance)  # type: ignore[misc]
-
-    def snapshot(self, context: Any, instance: Any, image_id: str, update_task_state: Any) -> None:
-        """As Nova's; refused while a part of its disk is still at the store."""
-        why = self._unfinished(instance)
-        if why is not None:
-            raise nova_exception.InstanceNotReady(f"Not snapshotted: {why}")
-        super().snapshot(context, instance, image_id, update_task_state)  # type: ignore[misc]
-
-    def _unfinished(self, instance: Any) -> str | None:
-        """Why a server cannot leave its host yet, in words; None where nothing is missing."""
-        if _kept(instance) is None:
-            return None
-        try:
-            state = self._agent().appliance_state(CONF.host, instance.uuid)
-        except exception.EnlightenedError as error:
-            if _is_overlay(instance):
-                return f"a part of its disk is not here, and the agent does not answer: {error}"
-            return None
-        if state["phase"] in AT_REST and not _is_overlay(instance):
-            return None
-        return (
-            f"server {instance.uuid} still streams its appliance ({state['phase']}, "
-            f"{state.get('percent', 0)} %): try again when all of it is here"
-        )
-
-    def _end(self, instance: Any, *, kept: bool) -> None:
-        try:
-            self._agent().end_appliance(CONF.host, instance.uuid, kept)
-        except exception.EnlightenedError as error:
-            # It finds out by itself, from the disk that is gone.
-            LOG.warning("The agent was not told: %s", error, instance=instance)
-
 
 @contextmanager
 def _as_novas(instance: Any) -> Iterator[None]:
@@ -404,33 +294,6 @@ def _as_novas(instance: Any) -> Iterator[None]:
         raise nova_exception.ImageUnacceptable(
             image_id=instance.image_ref, reason=str(error)
         ) from error
-
-
-def _root(instance: Any) -> str:
-    return os.path.join(libvirt_utils.get_instance_path(instance), ROOT)
-
-
-def _is_qcow2() -> bool:
-    """Whether this host's disks are qcow2 files, as `imagebackend.Backend` has it."""
-    kind = CONF.libvirt.images_type
-    return bool(kind == "qcow2" or (kind == "default" and CONF.use_cow_images))
-
-
-def _is_overlay(instance: Any) -> bool:
-    """Whether the root disk still lies on what a player serves."""
-    root = _root(instance)
-    if not _is_qcow2() or not os.path.exists(root):
-        return False
-    below = libvirt_utils.get_disk_backing_file(root, basename=False)
-    return below is not None and below.startswith(NBD)
-
-
-def _kept(instance: Any) -> appliance.Wanted | None:
-    try:
-        return appliance.kept(instance.system_metadata)
-    except exception.ManifestError as error:
-        LOG.warning("%s", error, instance=instance)
-        return None
 
 
 def _size(flavor: Any) -> fitting.Size:

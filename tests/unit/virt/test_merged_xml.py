@@ -15,7 +15,7 @@ QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
 
 def merged(captured: str = CAPTURED, own: str = OWN) -> ElementTree.Element:
-    return ElementTree.fromstring(merged_xml.merge(captured, own, GENERATION).xml)
+    return ElementTree.fromstring(merged_xml.merge(captured, own, GENERATION, {}).xml)
 
 
 def with_device(device: str, xml: str = CAPTURED) -> str:
@@ -64,6 +64,15 @@ def test_a_disk_is_the_captured_device_on_novas_file() -> None:
     assert attributes(disk, "driver") == {
         "name": "qemu", "type": "qcow2", "cache": "writeback", "queues": "2"
     }  # fmt: skip
+
+
+def test_a_streamed_disk_lies_on_its_export_and_stops_where_that_is_gone() -> None:
+    made = merged_xml.merge(CAPTURED, OWN, GENERATION, {"vda": "/run/x/vda.nbd"}).xml
+    disk = ElementTree.fromstring(made).find("devices/disk")
+    assert disk is not None
+    assert attributes(disk, "backingStore/source") == {"protocol": "nbd", "name": "vda"}
+    assert attributes(disk, "backingStore/source/host")["socket"] == "/run/x/vda.nbd"
+    assert attributes(disk, "driver")["rerror_policy"] == "stop"
 
 
 def test_an_interface_is_the_captured_card_with_novas_tap_and_address() -> None:
@@ -119,7 +128,7 @@ def test_a_config_drive_that_it_never_saw_comes_later() -> None:
         '<disk type="file" device="cdrom"><source file="/i/disk.config"/>'
         '<target dev="hdd" bus="ide"/></disk>'
     )
-    made = merged_xml.merge(CAPTURED, with_device(drive, OWN), GENERATION)
+    made = merged_xml.merge(CAPTURED, with_device(drive, OWN), GENERATION, {})
     assert made.dropped == ("disk hdd",)
     assert "disk.config" not in made.xml
 
@@ -215,5 +224,5 @@ def test_the_interfaces_addresses_then_and_now_are_told() -> None:
     captured = CAPTURED.replace(
         '<model type="virtio"/>', '<mac address="52:54:00:00:00:01"/><model type="virtio"/>'
     )
-    made = merged_xml.merge(captured, OWN, GENERATION)
+    made = merged_xml.merge(captured, OWN, GENERATION, {})
     assert made.interfaces == (("52:54:00:00:00:01", "fa:16:3e:aa:bb:cc"),)
