@@ -104,6 +104,14 @@ def from_files(
     return Capture(memory, raw, created)
 
 
+def make_directory(path: str) -> None:
+    """A directory for a capture. QEMU, which is not root, has to get to the overlays in it; the
+    files themselves nobody else may read.
+    """
+    os.makedirs(path, exist_ok=True)
+    os.chmod(path, 0o711)
+
+
 class DomainCapture:
     """Captures one running domain into a directory of its own. Made without I/O.
 
@@ -134,7 +142,7 @@ class DomainCapture:
         :raises CaptureError: something failed; the domain executes as before, and disks that
             are still on an overlay are committed back by the next call.
         """
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        make_directory(self._directory)
         self.give_back()
         xml = self._xml()
         captured_xml.refuse(xml)

@@ -23,7 +23,7 @@ def flatten(source: str, image_format: str, target: str) -> None:
     """
     command = [QEMU_IMG, "convert", "-U", "-f", image_format, "-O", "raw", source, target]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run(command, check=True, capture_output=True, text=True, umask=0o077)
     except FileNotFoundError as error:
         raise exception.CaptureError(f"{QEMU_IMG} is not installed (qemu-utils)") from error
     except subprocess.CalledProcessError as error:

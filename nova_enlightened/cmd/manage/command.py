@@ -12,6 +12,7 @@ from oslo_config import cfg
 from oslo_service import backend
 
 from nova_enlightened import exception
+from nova_enlightened.cmd.manage import appliance_arguments
 
 if TYPE_CHECKING:
     from nova_enlightened.cmd.manage.context import Context
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog=PROGRAM,
         description="See what contended compute hosts do about it, have a server leave one now, "
-        "and check an installation.",
+        "publish appliances, and check an installation.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     _add_reports(commands)
     _add_evictions(commands)
     _add_checks(commands)
+    appliance_arguments.add(commands)
     return whole
 
 

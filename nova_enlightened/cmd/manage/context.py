@@ -34,6 +34,7 @@ class Context:
     :param hosts: client of agents.
     :param nova: Nova's API.
     :param listen: hears reports for so many seconds, or until all the named hosts are heard.
+    :param connect: makes a connection of openstacksdk's; None: the cloud of the configuration.
     """
 
     conf: cfg.ConfigOpts
@@ -42,6 +43,7 @@ class Context:
     listen: Callable[[float, Collection[str]], list[HostReport]]
     clock: Callable[[], float] = time.time
     pause: Callable[[float], None] = time.sleep
+    connect: Callable[[], Any] | None = None
 
 
 def read(files: Collection[str]) -> cfg.ConfigOpts:
