@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 KIB: Final = 1024
 GAIN: Final = 1.1
 QUIET: Final = 0.9
-MEMORY: Final = 10
+MEMORY: Final = 6
 """Rounds after which a bandwidth that was not reached again is forgotten."""
 PROBE: Final = 64
 REFRESH: Final = 2

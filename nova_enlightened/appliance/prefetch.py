@@ -97,7 +97,7 @@ def make(merged: Merged, space: ApplianceSpace) -> PlanOrder:
     # Positions in `members`, cluster by cluster in the new order.
     shift = np.repeat(clusters.starts[by_turn] - starts, sizes[by_turn])
     members = clusters.members[np.arange(clusters.members.size) + shift]
-    wanted = np.minimum(merged.when[members] * 1e3, UNLIKELY - 1).astype(np.uint32)
+    wanted = np.minimum(np.rint(merged.when[members] * 1e3), UNLIKELY - 1).astype(np.uint32)
     wanted[merged.share[members] < LIKELY] = UNLIKELY
     return PlanOrder(
         merged.manifest,
