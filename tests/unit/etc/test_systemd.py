@@ -8,6 +8,9 @@ import shutil
 import subprocess
 
 import pytest
+from oslo_privsep import capabilities
+
+from nova_enlightened import privsep
 
 TOP = pathlib.Path(__file__).parents[3]
 SYSTEMD = TOP / "etc" / "systemd"
@@ -76,6 +79,39 @@ def test_relays_survive_their_agent() -> None:
     assert service["KillMode"] == "process"
     assert service["OOMPolicy"] == "continue"
     assert "RuntimeDirectory" not in service, "systemd would take its sockets from QEMU"
+
+
+def capabilities_named(setting: str) -> set[int]:
+    service = dict(settings(AGENT, "Service"))
+    return {capabilities.CAPS_BYNAME[name] for name in service[setting].split()}
+
+
+@pytest.mark.parametrize("setting", ["AmbientCapabilities", "CapabilityBoundingSet"])
+def test_the_agent_is_started_with_what_its_contexts_hold_and_no_more(setting: str) -> None:
+    held = {each for context in privsep.CONTEXTS for each in context.conf.capabilities}
+    assert capabilities_named(setting) == held
+
+
+@pytest.mark.parametrize("unit", [AGENT, REMEDIATOR], ids=lambda unit: unit.name)
+def test_services_are_ordinary_users_that_cannot_become_more(unit: pathlib.Path) -> None:
+    service = dict(settings(unit, "Service"))
+    assert service["User"] == "nova"
+    assert service["NoNewPrivileges"] == "yes"
+    assert service["ProtectSystem"] == "strict"
+    assert service["RestrictSUIDSGID"] == service["RestrictNamespaces"] == "yes"
+    assert "AF_PACKET" not in service["RestrictAddressFamilies"]
+
+
+def test_nothing_private_hides_qemu_from_the_agent() -> None:
+    names = dict(settings(AGENT, "Service")).keys()
+    # /proc of QEMU's processes, its sockets, /dev/userfaultfd.
+    assert not names & {
+        "ProtectProc",
+        "ProcSubset",
+        "PrivateDevices",
+        "PrivateNetwork",
+        "PrivateUsers",
+    }
 
 
 def test_the_remediator_ends_whole_and_keeps_its_journal() -> None:
