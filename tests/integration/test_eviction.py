@@ -48,7 +48,7 @@ def guest(lab: Lab) -> Guest:
 @pytest.fixture(scope="module")
 def known(guest: Guest) -> GuestKnowledge:
     """What the guest's agent says of it."""
-    session = migration.arm(guest)
+    session = migration.arm(guest, samples=4)
     try:
         held = session.latest()
         session.disarm()
