@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-enlightened-simulate: compare ordering policies offline, in seconds."""
+"""nova-enlightened-simulate: compare ordering policies offline, in seconds.
+
+Those of an eviction here; those of streaming an appliance in `simulate_streaming`.
+"""
 
 import argparse
 import dataclasses
@@ -15,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from stevedore import ExtensionManager
 
+from nova_enlightened.cmd import simulate_streaming
 from nova_enlightened.exception import EnlightenedError
 from nova_enlightened.knowledge import stored
 from nova_enlightened.knowledge.guest_pages import GuestPages
@@ -28,11 +32,14 @@ from nova_enlightened.plan.simulator import Accesses, Link, Outcome, Simulation
 from nova_enlightened.plan.synthetic import KINDS, GuestShape, make_guest
 from nova_enlightened.plan.window import RESEQUENCED, InjectionWindow, WindowLimits
 
+STREAMING = "streaming"
 NAMESPACE = "nova_enlightened.ordering_policies"
 DESCRIPTION = """\
 Replay a guest's memory accesses through a model of a post-copy migration, once for each
 ordering policy, and compare. The guests are made up (--guest), or one is taken from the files
-that a relay and the host agent left behind (--trace, with --knowledge and --layout)."""
+that a relay and the host agent left behind (--trace, with --knowledge and --layout).
+
+`nova-enlightened-simulate streaming` compares ways to fetch a stored appliance; see its --help."""
 EXAMPLES = """\
 examples:
   nova-enlightened-simulate
@@ -55,7 +62,10 @@ class Replay:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; answers the exit status."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == [STREAMING]:
+        return simulate_streaming.main(words[1:])
+    arguments = _parser().parse_args(words)
     try:
         policies = _policies(arguments.policy)
         replays = _replays(arguments)
