@@ -34,6 +34,7 @@ class Wire:
         self.frozen = False
         self.carried = 0
         self.connections = 0
+        self.change: Callable[[bytes], bytes] = lambda data: data  # what crosses next
         self.seen = bytearray()  # the beginning of what a listener on the wire would see
         self._selector = selector
         self._target = target
@@ -107,6 +108,7 @@ class Wire:
         if not data:
             self._drop(sock)
             return
+        data = self.change(data)
         self.seen += data[: 100_000 - len(self.seen)]
         try:
             count = other.send(data)
