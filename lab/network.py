@@ -14,6 +14,8 @@ MIGRATION_DEVICE = "mig0"
 MIGRATION_ADDRESS = {"host1": "10.77.0.1", "host2": "10.77.0.2"}
 DATA_BRIDGE = "data0"
 CONTROL_ADDRESS = "10.78.0.1"
+CONTROL_MAC = "52:54:00:6e:65:01"
+"""The same in every laboratory: an appliance that was saved in another one still knows it."""
 PREFIX = 24
 
 #: tbf's bucket: what may leave at once after a pause. 256 KiB is 5 ms of 400 Mbit/s, and more
@@ -71,7 +73,7 @@ def connect(control: Holder, hosts: tuple[Holder, Holder]) -> Link:
     control.run(
         ["ip", "-batch", "-"],
         stdin=f"""
-link add {DATA_BRIDGE} type bridge forward_delay 0
+link add {DATA_BRIDGE} address {CONTROL_MAC} type bridge forward_delay 0
 addr add {CONTROL_ADDRESS}/{PREFIX} dev {DATA_BRIDGE}
 link set {DATA_BRIDGE} up
 link add to-{one.name} type veth peer name up0 netns {one.pid}

@@ -24,7 +24,7 @@ from lab.laboratory import Lab
 from lab.probe import PORT
 from lab.processes import run
 
-_FORMAT = 1
+_FORMAT = 2
 _WARM_S, _FULL_S = 6.0, 6.0
 _KEPT_S = 7 * 86400
 _WARM_SEED = 1
