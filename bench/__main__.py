@@ -18,7 +18,9 @@ from rich.table import Table
 from bench import (
     cloud,
     contention,
+    faults,
     fleet,
+    fuzz,
     monitor,
     plots,
     redis,
@@ -26,6 +28,7 @@ from bench import (
     relay,
     results,
     scattered,
+    soak,
     tables,
 )
 from bench.registry import Measure, UnknownMeasure
@@ -40,9 +43,12 @@ SCENARIOS: dict[str, Callable[[Session], Outcome]] = {
     "redis": redis.redis,
     "contention": contention.contention,
     "relay": relay.relay,
+    "faults": faults.faults_survived,
     "fleet": fleet.fleet,
     "monitor": monitor.monitor,
     "cloud": cloud.cloud,
+    "soak": soak.soak,
+    "fuzz": fuzz.fuzz,
 }
 NOT_QUICK = frozenset({"scattered_qemu10"})
 """Left out of a quick run that names nothing: it needs a second Debian."""

@@ -82,6 +82,9 @@ def values(found: Sequence[Transfer]) -> dict[str, list[float]]:
         "relay_over_direct": [
             r[PLAIN].rate / r[DIRECT].rate for r in rounds if PLAIN in r and DIRECT in r
         ],
+        "hardened_over_plain_throughput": [
+            r[TLS].rate / r[PLAIN].rate for r in rounds if TLS in r and PLAIN in r
+        ],
         "relay_cpu_s_per_gb": [
             r[PLAIN].cpu_s / (r[PLAIN].carried / 1e9) for r in rounds if PLAIN in r
         ],

@@ -90,11 +90,13 @@ class Departure:
 
     # -- how far it is ----------------------------------------------------------------------
 
-    def until(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
-        """Wait. Raises LabError if it does not come, or the command has ended."""
+    def until(
+        self, holds: Callable[[], bool], seconds: float = 60.0, *, alone: bool = False
+    ) -> None:
+        """Wait. Raises LabError if it does not come, or, not `alone`, the command has ended."""
         deadline = time.monotonic() + seconds
         while not holds():
-            ended = self.process is not None and self.process.poll() is not None
+            ended = not alone and self.process is not None and self.process.poll() is not None
             if time.monotonic() > deadline or (ended and not holds()):
                 raise LabError(f"{self.guest.name}: {'ended' if ended else 'late'}: {self.said()}")
             time.sleep(LOOK_S)

@@ -73,18 +73,12 @@ class Guest:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
-                self._lab.control.in_network(self._ping_redis)
+                self._lab.control.in_network(lambda: ping_redis(self.address))
             except OSError:
                 time.sleep(0.1)  # nothing tells from outside when a server listens
             else:
                 return
         raise LabError(f"redis in {self.name} does not answer after {seconds:.0f} s")
-
-    def _ping_redis(self) -> None:
-        with socket.create_connection((self.address, REDIS_PORT), timeout=2.0) as connection:
-            connection.sendall(b"PING\r\n")
-            if not connection.recv(64).startswith(b"+PONG"):
-                raise ConnectionError("redis answers something else")
 
     def console_tail(self, size: int = 1500) -> str:
         """The end of what it wrote on its console."""
@@ -113,6 +107,15 @@ class Guest:
             try:
                 host.connection.lookupByName(self.name).destroy()
             except libvirt.libvirtError as error:
-                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                gone = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+                if error.get_error_code() not in gone:
                     raise
         self._lab.forget(self)
+
+
+def ping_redis(address: str) -> None:
+    """Ask redis there whether it lives. Raises OSError where nobody says so in time."""
+    with socket.create_connection((address, REDIS_PORT), timeout=2.0) as connection:
+        connection.sendall(b"PING\r\n")
+        if not connection.recv(64).startswith(b"+PONG"):
+            raise ConnectionError("redis answers something else")

@@ -25,6 +25,9 @@ from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
 
+LINKED_S: Final = 20.0
+"""How long two fresh relays may take to start and to reach each other."""
+LINK_LOOK_S: Final = 0.05
 GONE_S: Final = 5.0
 """How long a relay may take to end that was told to."""
 _UNDEFINE: Final = (
@@ -247,28 +250,36 @@ class Recovery:
         self._resuming.start()
 
     def _call(self, relay: relays.RunningRelay) -> None:
+        if not self._linked(relay):
+            self.trouble = "the fresh relays did not reach each other"
+            LOG.warning("%s: %s", self.departure.instance, self.trouble)
+            relays.end(relay.spec, GONE_S, relay.pid)
+            return
         where = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{relay.spec.socket}"}
         try:
             self._lookup().migrateToURI3(self.departure.control_uri, where, RESUME_FLAGS)
             self.trouble = ""
             LOG.info("%s: libvirt has resumed it to its end", self.departure.instance)
         except libvirt.libvirtError as error:
+            # QEMU may have resumed all the same: whether it came to the relay shows there.
             self.trouble = str(error)
             LOG.warning("%s: libvirt does not resume: %s", self.departure.instance, error)
-            self._abandon(relay)
 
-    def _abandon(self, relay: relays.RunningRelay) -> None:
-        """End a relay that nobody came to, so that the next attempt can begin.
+    @staticmethod
+    def _linked(relay: relays.RunningRelay) -> bool:
+        """Whether the fresh pair is connected, in time.
 
-        One that QEMU has connected to is left alone: libvirt's call may have failed for another
-        reason, and it may be carrying the VM.
+        QEMU before 8.2 never comes back from a stream that breaks while it resumes (it waits for
+        the other side's bitmap for ever), and libvirt fails a resume whose stream does not reach
+        QEMU at once. So neither is asked before the way is open.
         """
-        _, status = relays.carrier(relay.spec)
-        if not status.get("channels"):
-            try:
-                relays.end(relay.spec, GONE_S, relay.pid)
-            except exception.RelayError as error:
-                LOG.warning("Relay of %s: %s", self.departure.instance, error)
+        deadline = time.monotonic() + LINKED_S
+        while time.monotonic() < deadline:
+            _, status = relays.carrier(relay.spec)
+            if status.get("link", {}).get("ready"):
+                return True
+            time.sleep(LINK_LOOK_S)
+        return False
 
     def _later(self) -> None:
         self._not_before = self._clock() + recovery.pause_after(self.departure.attempts)

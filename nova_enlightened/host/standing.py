@@ -34,6 +34,8 @@ _BY_STATE: Final[Mapping[tuple[int, int], Standing]] = {
     (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED): Standing.FAILED,
     (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION): Standing.SWITCHING,
     (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP): Standing.SWITCHING,
+    # libvirt that was restarted may not know: nobody may conclude that it never left.
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_UNKNOWN): Standing.SWITCHING,
     (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED): Standing.GONE,
 }
 _ENDED: Final = (

@@ -12,16 +12,20 @@ import libvirt
 import nova.conf
 from nova import rpc as nova_rpc
 from nova.compute import power_state, vm_states
+from nova.compute import utils as compute_utils
 from nova.virt.libvirt import driver as nova_driver
 from oslo_log import log as logging
 
 from nova_enlightened import conf, exception
+from nova_enlightened.host import standing
 from nova_enlightened.rpc import HostAPI
-from nova_enlightened.virt import decision, obstacles, permission
+from nova_enlightened.virt import decision, obstacles, outcome, permission
 from nova_enlightened.virt.channel import GuestChannel
 from nova_enlightened.virt.decision import Decision, Facts, Kind, Reason
+from nova_enlightened.virt.outcome import End, Outcome
 from nova_enlightened.virt.streaming import StreamingDriver
 from nova_enlightened.virt.urgent import UrgentGuest
+from nova_enlightened.virt.watched import Stage, WatchedGuest
 
 CONF = nova.conf.CONF
 LOG = logging.getLogger(__name__)
@@ -36,6 +40,8 @@ class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # t
         super().__init__(virtapi, read_only)
         conf.register_opts(CONF)
         self._host_api: HostAPI | None = None
+        self._stages: dict[str, Stage] = {}
+        self._ends: dict[str, Outcome | None] = {}
 
     def init_host(self, host: str) -> None:
         """As Nova's.
@@ -85,16 +91,87 @@ class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # t
         urgent = UrgentGuest(
             guest,
             made,
+            on_order=lambda uri, relays: self._have_followed(instance, host, dest, uri, relays),
             on_switch=lambda: self._switched(instance),
             on_ended=lambda outcome: self._end_eviction(instance, host, made, outcome),
             on_fallback=lambda instead: self._tell(instance, host, dest, instead),
+            outcome=lambda: self._outcome(instance, host),
         )
+        self._stages[instance.uuid] = Stage.UNDER_WAY
+        stage = Stage.FAILED
         try:
             super()._live_migration_operation(
                 context, instance, dest, block_migration, migrate_data, urgent, device_names
             )
+            stage = Stage.MOVED
         finally:
             urgent.end("failed: libvirt was not asked")
+            self._ends[instance.uuid] = urgent.end_found
+            self._stages[instance.uuid] = stage
+
+    def _live_migration_monitor(
+        self,
+        context: Any,
+        instance: Any,
+        guest: Any,
+        dest: str,
+        post_method: Any,
+        recover_method: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As Nova's; of an urgent migration it is told an end only when there is one."""
+        watched = WatchedGuest(guest, lambda: self._stages.get(instance.uuid))
+        try:
+            super()._live_migration_monitor(
+                context, instance, watched, dest, post_method, recover_method, *args, **kwargs
+            )
+        finally:
+            self._stages.pop(instance.uuid, None)
+            found = self._ends.pop(instance.uuid, None)
+            if found is not None and found.end in (End.LOST_HERE, End.LOST_THERE):
+                self._tell_loss(context, instance, found)
+
+    def _tell_loss(self, context: Any, instance: Any, found: Outcome) -> None:
+        """Have Nova's record of the instance say what happened to it."""
+        LOG.error("The VM is lost: %s", found.words, instance=instance)
+        try:
+            instance.refresh()
+            instance.vm_state = vm_states.ERROR
+            instance.task_state = None
+            instance.save()
+            compute_utils.add_instance_fault_from_exc(
+                context, instance, exception.EvictionError(f"lost in post-copy: {found.words}")
+            )
+        except Exception:
+            LOG.exception("The loss is not on record", instance=instance)
+
+    def _have_followed(
+        self, instance: Any, host: str, dest: str, uri: str, relays: str | None
+    ) -> None:
+        """Have the host's agent recover this migration, should it have to."""
+        try:
+            self._agent().follow_eviction(
+                host,
+                instance=instance.uuid,
+                destination=dest,
+                control_uri=uri,
+                migration=relays,
+            )
+        except Exception as error:  # an older agent, or none: it moves without
+            LOG.warning("Nobody would recover this migration: %s", error, instance=instance)
+
+    def _outcome(self, instance: Any, host: str) -> Outcome:
+        """How a migration ends that libvirt gave up after its switch."""
+        return outcome.wait(
+            lambda: standing.of(lambda: self._domain(instance)),
+            lambda: self._agent().recovery(host, instance.uuid),
+            instance.uuid,
+        )
+
+    def _domain(self, instance: Any) -> Any:
+        """Found anew, over whatever connection to libvirt there is; raises ``libvirtError``."""
+        return self._host.get_connection().lookupByUUIDString(instance.uuid)
 
     def _decide(self, instance: Any, dest: str, migrate_data: Any, guest: Any) -> Decision:
         """How it leaves. Raises nothing: what Nova can do must not fail because of this."""

@@ -7,8 +7,10 @@ from typing import Any
 import libvirt
 from oslo_log import log as logging
 
+from nova_enlightened import exception
 from nova_enlightened.host.switch import PostCopySwitch
 from nova_enlightened.virt.decision import Decision, Kind, Reason
+from nova_enlightened.virt.outcome import End, Outcome
 
 LOG = logging.getLogger(__name__)
 
@@ -31,9 +33,12 @@ class UrgentGuest:
     """Stands in for ``nova.virt.libvirt.guest.Guest`` while one migration is under way.
 
     :param decision: ORDERED or POSTCOPY.
+    :param on_order: called with the destination's libvirt and the relays' id, if there are any,
+        before libvirt is asked.
     :param on_switch: called once, when QEMU first accepts the switch.
     :param on_ended: called once with the outcome, when the relays are not needed any more.
     :param on_fallback: called with the decision that takes the place of an ordered one.
+    :param outcome: waits for how it ends that libvirt gave up after the switch.
     """
 
     def __init__(
@@ -41,13 +46,18 @@ class UrgentGuest:
         guest: Any,
         decision: Decision,
         *,
+        on_order: Callable[[str, str | None], None],
         on_switch: Callable[[], None],
         on_ended: Callable[[str], None],
         on_fallback: Callable[[Decision], None],
+        outcome: Callable[[], Outcome],
     ) -> None:
         self._guest = guest
         self._decision = decision
+        self._on_order = on_order
         self._on_switch = on_switch
+        self._outcome = outcome
+        self.end_found: Outcome | None = None
         self._on_ended = on_ended
         self._on_fallback = on_fallback
         self._switched = False
@@ -66,7 +76,10 @@ class UrgentGuest:
     ) -> None:
         """As Nova's, through the relays; where those refuse, as Nova's. `parallel` has no use.
 
+        After the switch an error of libvirt is no failed migration; see `virt.outcome`.
+
         :raises libvirt.libvirtError: as Nova's.
+        :raises EvictionError: the VM is lost.
         """
         decision = self._decision
         try:
@@ -77,6 +90,9 @@ class UrgentGuest:
                 **arguments,
             )
         except libvirt.libvirtError as error:
+            if self._switched and not self._runs_here() and self._moved_after_all(error):
+                self.end("completed")
+                return
             self.end(f"failed: {error}")
             if decision.kind is not Kind.ORDERED or not self._may_try_again(error):
                 raise
@@ -97,6 +113,8 @@ class UrgentGuest:
             self._on_ended(outcome)
 
     def _migrate(self, destination: str, **arguments: Any) -> None:
+        through_relays = arguments.get("migrate_uri") == self._decision.migrate_uri
+        self._on_order(destination, self._decision.migration if through_relays else None)
         switch = PostCopySwitch(self._guest._domain, self._accepted)
         switch.start()
         try:
@@ -116,6 +134,24 @@ class UrgentGuest:
         """
         if error.get_error_code() == libvirt.VIR_ERR_OPERATION_ABORTED:
             return False
+        return self._runs_here()
+
+    def _moved_after_all(self, error: Any) -> bool:
+        """Whether the VM went on after libvirt's error; waits until that is known.
+
+        :raises EvictionError: it is lost at its destination.
+        """
+        LOG.warning("libvirt follows %s no more: %s", self._guest._domain.name(), error)
+        self.end_found = found = self._outcome()
+        LOG.warning("%s %s: %s", self._guest._domain.name(), found.end, found.words)
+        if found.end is End.LOST_THERE:
+            self.end(f"failed: {found.words}")
+            raise exception.EvictionError(
+                f"{found.words}. It is not started at its source again by itself"
+            )
+        return found.end is not End.STAYED
+
+    def _runs_here(self) -> bool:
         try:
             return bool(self._guest._domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING)
         except libvirt.libvirtError:

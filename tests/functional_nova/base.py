@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import types
+from collections.abc import Callable
 from typing import Any
 
 import fixtures
@@ -57,6 +58,8 @@ class Agent:
         self.asked: list[dict[str, Any]] = []
         self.ended: list[tuple[str, str, str]] = []
         self.decisions: list[tuple[str, str]] = []
+        self.followed: list[dict[str, Any]] = []
+        self.recovered: dict[str, Any] = {}
 
     def prepare_eviction(self, host: str, **arguments: Any) -> dict[str, Any]:
         self.asked.append({"host": host, **arguments})
@@ -67,6 +70,13 @@ class Agent:
     def end_eviction(self, host: str, migration: str, outcome: str) -> dict[str, Any]:
         self.ended.append((host, migration, outcome))
         return {}
+
+    def follow_eviction(self, host: str, **departure: Any) -> dict[str, Any]:
+        self.followed.append(departure)
+        return {}
+
+    def recovery(self, host: str, instance: str) -> dict[str, Any]:
+        return self.recovered
 
     def note_decision(self, host: str, instance: str, kind: str, reason: str) -> None:
         self.decisions.append((kind, reason))
@@ -90,6 +100,7 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase):
         self.calls: list[dict[str, Any]] = []
         self.defined: list[str] = []
         self.failures: list[Exception] = []
+        self.after_the_switch: Callable[[Any, dict[str, Any]], None] | None = None
         self.switched = threading.Event()
         self.released = threading.Event()
         self.released.set()
@@ -124,7 +135,7 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase):
 
     def _patch_libvirt(self) -> None:
         both = libvirt_with_novas_errors()
-        for module in ("virt.urgent", "host.switch"):
+        for module in ("virt.urgent", "virt.watched", "host.switch", "host.standing"):
             self.useFixture(fixtures.MonkeyPatch(f"nova_enlightened.{module}.libvirt", both))
         test = self
 
@@ -164,6 +175,8 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase):
         if self.agent.decisions and self.agent.decisions[-1][0] != "stock":
             assert self.switched.wait(TIMEOUT_S)
         assert self.released.wait(TIMEOUT_S)
+        if self.after_the_switch is not None:
+            self.after_the_switch(domain, params)
         if domain._job_type == fakelibvirt.VIR_DOMAIN_JOB_CANCELLED:
             raise failure(libvirt.VIR_ERR_OPERATION_ABORTED, "canceled by client")
         connection = self.dest.driver._host.get_connection()

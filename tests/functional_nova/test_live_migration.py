@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Live migrations through Nova's API, conductor and compute services, with this driver."""
 
+import contextlib
 from typing import Any
 from unittest import mock
 
+import fixtures
 import libvirt
 from nova.tests.fixtures import libvirt as fakelibvirt
 
@@ -106,6 +108,69 @@ class TestUrgent(base.MigrationTestCase):
         for host, used in (("src", 0), ("dest", 1)):
             usage = self._get_provider_usages(self.compute_rp_uuids[host])
             self.assertEqual(used, usage["VCPU"], host)
+
+
+def stand(domain: Any, state: int, reason: int) -> None:
+    """Have a domain of the fake libvirt say how it stands."""
+    domain.state = lambda flags=0: [state, reason]
+
+
+class TestBrokenAfterTheSwitch(base.MigrationTestCase):
+    """libvirt gives up following a migration whose VM may execute at its destination."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.agent.answer = ORDERED
+        self.useFixture(fixtures.MonkeyPatch("nova_enlightened.virt.outcome.LOOK_S", 0.05))
+
+    def give_up(self, domain: Any, params: dict[str, Any]) -> None:
+        """The VM is there, and goes on; libvirt of the source says that it failed."""
+        stand(domain, libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
+        connection = self.dest.driver._host.get_connection()
+        connection.createXML(params["destination_xml"], "")
+        raise base.failure(libvirt.VIR_ERR_OPERATION_FAILED, "client socket is closed")
+
+    def arrive(self, domain: Any, params: dict[str, Any]) -> None:
+        """As `give_up`, and its memory is whole before anybody looks."""
+        with contextlib.suppress(fakelibvirt.libvirtError):
+            self.give_up(domain, params)
+        domain.complete_job()
+        stand(domain, libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED)
+        raise base.failure(libvirt.VIR_ERR_OPERATION_FAILED, "client socket is closed")
+
+    def host_and_usage(self) -> tuple[str, int, int]:
+        server = self.admin_api.get_server(self.server["id"])
+        used = [self._get_provider_usages(self.compute_rp_uuids[host]) for host in ("src", "dest")]
+        return server["OS-EXT-SRV-ATTR:host"], used[0]["VCPU"], used[1]["VCPU"]
+
+    def test_a_vm_that_arrives_all_the_same_is_recorded_at_its_destination(self) -> None:
+        self.after_the_switch = self.arrive
+        self.create()
+        self.migrate()
+        self.assertEqual(("dest", 0, 1), self.host_and_usage())
+        self.assertEqual("completed", self.agent.ended[-1][2])
+        self.assertEqual(RELAYS, self.agent.followed[0]["migration"])
+
+    def test_a_vm_that_is_lost_at_its_destination_is_in_error_with_the_reason(self) -> None:
+        self.after_the_switch = self.give_up
+        self.agent.recovered = {"state": "lost", "why": "QEMU at the destination has ended"}
+        self.create()
+        self._live_migrate(self.server, "error", "ERROR", host="dest")
+        server = self.admin_api.get_server(self.server["id"])
+        self.assertIn("QEMU at the destination has ended", server["fault"]["message"])
+
+    def test_nothing_is_rolled_back_while_the_agent_recovers_it(self) -> None:
+        self.after_the_switch = self.give_up
+        self.agent.recovered = {"state": "resuming", "why": "both relays are gone"}
+        self.create()
+        self._live_migrate(self.server, "running (post-copy)", "MIGRATING", host="dest")
+        self.assertEqual([], self.agent.ended)
+        domain = self.src.driver._host.get_connection().lookupByUUIDString(self.server["id"])
+        domain.complete_job()
+        stand(domain, libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED)
+        self._wait_for_migration_status(self.server, ["completed"])
+        self._wait_for_state_change(self.server, "ACTIVE")
+        self.assertEqual(("dest", 0, 1), self.host_and_usage())
 
 
 class TestUrgentWithTls(base.MigrationTestCase):

@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
     _add_reports(commands)
     _add_evictions(commands)
+    _add_recoveries(commands)
     _add_checks(commands)
     appliance_arguments.add(commands)
     return whole
@@ -122,6 +123,27 @@ def _add_evictions(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     made.add_argument(
         "--force", action="store_true", help="also a server that is never to be evicted"
     )
+    _json(made)
+
+
+def _add_recoveries(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    made = _add(
+        commands,
+        "recoveries",
+        "recoveries:recoveries",
+        "VMs in post-copy: what is done where a relay was lost, or by hand",
+        "A stop tries nothing more; it destroys nothing, and a retry takes it back. Exit status 1 "
+        "if a VM is lost or stopped, or a host does not answer.",
+    )
+    made.add_argument("host", nargs="*", help="only those that left these compute services")
+    made.add_argument("--all", action="store_true", help="also those that have arrived, or stayed")
+    hand = made.add_mutually_exclusive_group()
+    hand.add_argument("--retry", metavar="SERVER", help="try again now; a UUID")
+    hand.add_argument("--stop", metavar="SERVER", help="try nothing more; a UUID")
+    made.add_argument(
+        "--wait", type=_seconds, default=5.0, metavar="SECONDS",
+        help="listen for so long to find out which hosts there are (default: 5)",
+    )  # fmt: skip
     _json(made)
 
 

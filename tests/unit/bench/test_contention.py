@@ -103,4 +103,5 @@ def test_transfers_become_ratios_where_a_round_has_both_sides() -> None:
         "relay_over_direct": pytest.approx([0.8]),
         "relay_cpu_s_per_gb": pytest.approx([0.5, 0.4]),
         "relay_tls_over_plain": pytest.approx([0.5]),
+        "hardened_over_plain_throughput": pytest.approx([0.5]),
     }

@@ -42,7 +42,7 @@ class Scene:
         self.state_here = PAUSED
         self.there = There(Standing.FAILED, Carrier.GONE)
         self.relay_here = Carrier.GONE
-        self.status: dict[str, Any] = {}
+        self.status: dict[str, Any] = {"link": {"ready": True}}
         self.calls: list[tuple[str, dict[str, Any], int]] = []
         self.ended: list[str] = []
         self.started: list[str] = []
@@ -177,7 +177,7 @@ def test_a_relay_gone_here_has_the_other_one_ended(scene: Scene) -> None:
 
 
 def test_a_relay_gone_there_has_this_one_ended(scene: Scene) -> None:
-    scene.relay_here = Carrier.ALIVE
+    scene.relay_here, scene.status = Carrier.ALIVE, {"link": {"ready": False}, "channels": 1}
     scene.there = There(Standing.FAILED, Carrier.GONE)
     scene.turns()
     assert scene.ended == ["here"]
@@ -255,3 +255,15 @@ def test_what_nobody_follows_cannot_be_retried(tmp_path: pathlib.Path, scene: Sc
 def test_the_flags_of_a_resume_are_those_of_a_post_copy() -> None:
     assert recovering.RESUME_FLAGS & libvirt.VIR_MIGRATE_POSTCOPY
     assert recovering.RESUME_FLAGS & libvirt.VIR_MIGRATE_PEER2PEER
+
+
+def test_qemu_is_not_asked_to_resume_before_the_way_is_open(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovering, "LINKED_S", 0.1)
+    scene.status = {"link": {"ready": False}}
+    scene.turns(1)
+    assert scene.one._resuming is not None
+    scene.one._resuming.join(10)
+    assert not scene.calls
+    assert scene.ended == ["here"]

@@ -8,7 +8,9 @@ from typing import Any
 import libvirt
 import pytest
 
+from nova_enlightened import exception
 from nova_enlightened.virt.decision import Decision, Kind, Reason
+from nova_enlightened.virt.outcome import End, Outcome
 from nova_enlightened.virt.urgent import UrgentGuest, urgent_flags
 
 ORDERED = Decision(Kind.ORDERED, Reason.WANTED, "an order", "unix:///run/x.sock", "relays")
@@ -86,15 +88,20 @@ def lost(domain: Domain) -> None:
 class Story:
     """What a guest told while it moved."""
 
-    def __init__(self, decision: Decision, *ends: Callable[[Domain], None]) -> None:
+    def __init__(
+        self, decision: Decision, *ends: Callable[[Domain], None], end: End = End.MOVED
+    ) -> None:
         self.told: list[str] = []
+        self.ordered: list[tuple[str, str | None]] = []
         self.guest = Guest(*ends)
         self.urgent = UrgentGuest(
             self.guest,
             decision,
+            on_order=lambda uri, relays: self.ordered.append((uri, relays)),
             on_switch=lambda: self.told.append("switched"),
             on_ended=self.told.append,
             on_fallback=lambda made: self.told.append(made.reason.value),
+            outcome=lambda: Outcome(end, "as told"),
         )
 
     def run(self, **arguments: Any) -> None:
@@ -158,11 +165,38 @@ def test_an_aborted_migration_is_not_tried_again() -> None:
     assert story.told == ["failed: libvirt says no"]
 
 
-def test_a_migration_that_failed_after_the_switch_is_not_tried_again() -> None:
+def test_an_error_after_the_switch_is_no_failed_migration() -> None:
     story = Story(ORDERED, lost)
+    story.run()
+    assert story.told == ["switched", "completed"]
+    assert len(story.guest.calls) == 1
+
+
+def test_a_vm_that_stayed_after_all_is_novas_to_roll_back() -> None:
+    story = Story(ORDERED, lost, end=End.STAYED)
     with pytest.raises(libvirt.libvirtError):
         story.run()
     assert story.told == ["switched", "failed: libvirt says no"]
+
+
+def test_a_vm_that_is_lost_at_its_destination_fails_with_the_reason() -> None:
+    story = Story(ORDERED, lost, end=End.LOST_THERE)
+    with pytest.raises(exception.EvictionError, match="as told"):
+        story.run()
+    assert story.told == ["switched", "failed: as told"]
+
+
+def test_a_vm_whose_source_was_lost_belongs_to_its_destination() -> None:
+    story = Story(ORDERED, lost, end=End.LOST_HERE)
+    story.run()
+    assert story.urgent.end_found == Outcome(End.LOST_HERE, "as told")
+
+
+def test_whoever_recovers_it_knows_of_it_before_libvirt_is_asked() -> None:
+    story = Story(ORDERED, refused, switched)
+    story.run()
+    there = "qemu+tcp://there/system"
+    assert story.ordered == [(there, "relays"), (there, None)]
 
 
 def test_a_failure_of_post_copy_in_qemus_order_is_novas_to_handle() -> None:

@@ -29,11 +29,27 @@ class Agents:
         self.refusal: exception.EnlightenedError | None = None
         self.orders: list[tuple[str, str]] = []
         self.withdrawn: list[str] = []
+        self.hands: list[tuple[str, str, str]] = []
 
     def describe(self, host: str) -> dict[str, Any]:
         if host not in self.answers:
             raise exception.AgentUnreachable(f"agent of {host}: no answer")
         return self.answers[host]
+
+    def recoveries(self, host: str) -> dict[str, Any]:
+        return {"departures": self.describe(host)["departures"]}
+
+    def retry_recovery(self, host: str, instance: str) -> dict[str, Any]:
+        return self._hand("retry", host, instance)
+
+    def stop_recovery(self, host: str, instance: str) -> dict[str, Any]:
+        return self._hand("stop", host, instance)
+
+    def _hand(self, what: str, host: str, instance: str) -> dict[str, Any]:
+        if instance not in [one["instance"] for one in self.describe(host)["departures"]]:
+            raise exception.AgentRefused(f"no migration of {instance} from {host} is under way")
+        self.hands.append((what, host, instance))
+        return {"state": "followed" if what == "retry" else "stopped"}
 
     def order_urgent(self, host: str, instance: str, cause: str, ttl: float) -> dict[str, Any]:
         if self.refusal is not None:
