@@ -26,8 +26,13 @@ from nova_enlightened.transfer.qemu_socket import READ_SIZE, QemuSocket
 
 LOG = logging.getLogger(__name__)
 
-BATCH_PAGES: Final = 128
-"""Pages written at once: what a page the guest waits for may have to wait behind, 512 KiB."""
+BATCH_PAGES: Final = 64
+"""Pages written at once: what a page the guest waits for may have to wait behind, 256 KiB."""
+
+SMALL_BUFFER: Final = 256 << 10
+LARGE_BUFFER: Final = 2 << 20
+"""Bytes the kernel holds for QEMU, half of what it accounts: with faults lately, and without."""
+CALM_S: Final = 0.05
 
 Pages = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.uint32]
@@ -100,6 +105,8 @@ class Memory:
         self._bitmaps: set[str] = set()
         self._buffer = memoryview(bytearray(READ_SIZE))
         self._left = int(np.count_nonzero(~zero))
+        self._faulted_at = 0.0
+        self._buffer_size = 0
         self.step = Step.CLOSED
         self.socket: QemuSocket | None = None
         self.faults = 0
@@ -150,6 +157,19 @@ class Memory:
             raise exception.PlayerError(f"QEMU does not listen at {path}: {error}") from error
         self.socket = QemuSocket.adopt(0, sock)
 
+    def _size_buffer(self, now: float) -> None:
+        """Let the kernel hold much for QEMU while the guest waits for nothing: on a busy host each
+        turn of QEMU and of this process is waited for, and should be worth it. But what the
+        guest asks for is behind it, so it is little for a while after each fault."""
+        wanted = SMALL_BUFFER if now - self._faulted_at < CALM_S else LARGE_BUFFER
+        if wanted == self._buffer_size or self.socket is None:
+            return
+        self._buffer_size = wanted
+        try:
+            self.socket.force_buffer(wanted)
+        except OSError:  # not privileged
+            self.socket.limit_buffer(wanted)
+
     def close(self) -> None:
         if self.socket is not None:
             self.socket.close()
@@ -183,8 +203,9 @@ class Memory:
     def flush(self) -> None:
         """Give QEMU what it takes now."""
         sock = self.socket
-        if sock is None:
+        if sock is None or self.step is Step.ENDED:
             return
+        self._size_buffer(time.monotonic())
         while not sock.backlog and self.step in SERVING:
             batch = self._next_batch()
             if batch is None:
@@ -198,7 +219,9 @@ class Memory:
 
     def _next_batch(self) -> tuple[Places, Pages | None] | None:
         """At most `BATCH_PAGES` pages of one block."""
-        queue = self._urgent or self._background
+        # Until the devices are loaded the guest does not execute: what they touch is all that
+        # matters, and nothing should be ahead of it.
+        queue = self._urgent or (self._background if self.step is Step.EXECUTING else None)
         while queue:
             places, pages = queue.popleft()
             if not places.size:
@@ -210,7 +233,7 @@ class Memory:
             if pages is not None:
                 self.backlog -= places.size * TARGET_PAGE
             return places, pages
-        if self._urgent or self._background:
+        if self._urgent or (self._background and self.step is Step.EXECUTING):
             return self._next_batch()
         return None
 
@@ -297,7 +320,7 @@ class Memory:
         self._faulted(range(first, first + event.length // TARGET_PAGE))
 
     def _faulted(self, places: range) -> None:
-        now = time.monotonic()
+        now = self._faulted_at = time.monotonic()
         self.faults += 1
         for place in places:
             if self._queued[place]:

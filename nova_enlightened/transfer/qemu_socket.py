@@ -9,6 +9,9 @@ READ_SIZE = 256 * 1024
 """Bytes read at once: more than the kernel's default unix socket buffer ever holds."""
 
 
+_SO_SNDBUFFORCE = 32  # socket(7); not among Python's constants
+
+
 class QemuSocket:
     """One migration channel's end at QEMU.
 
@@ -37,6 +40,10 @@ class QemuSocket:
     def limit_buffer(self, size: int) -> None:
         """Let the kernel hold about `size` bytes that QEMU has not read."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+    def force_buffer(self, size: int) -> None:
+        """The same beyond what an ordinary process may set. :raises OSError: not privileged."""
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
 
     def read_into(self, buffer: memoryview) -> int | None:
         """Bytes read into `buffer`; 0 at end of stream, None when there is nothing yet.

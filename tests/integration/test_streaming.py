@@ -8,6 +8,7 @@ that lives only in its RAM shows that it was resumed and not booted.
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -36,7 +37,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces: needs root"),
 ]
 NAME = "kept"
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 KILLS = 20
 
 
@@ -100,7 +101,7 @@ class Streamed:
         """The first state of the player that is so."""
         deadline = time.monotonic() + PATIENCE_S
         while not true(state := self.state()):
-            assert time.monotonic() < deadline, state
+            assert time.monotonic() < deadline, json.dumps(state)
             time.sleep(0.02)
         return state
 
