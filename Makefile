@@ -154,6 +154,10 @@ bench: venv $(STAMPS)/debian-lab $(CLOUD) ## all measurements; QUICK=1 for few r
 fuzz: venv ## fuzz every parser, 2 million executions each; ARGS="TARGET --executions N --workers 2"
 	$(PY) -m tests.fuzz $(ARGS)
 
+.PHONY: soak
+soak: venv $(STAMPS)/debian-lab ## evictions to and fro with faults at random; MINUTES=60
+	$(AS_ROOT) $(PY) -m lab.soak $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
 .PHONY: simulate
 simulate: venv ## compare ordering policies on a recorded fault trace; ARGS="..."
 	$(VENV)/bin/nova-enlightened-simulate $(ARGS)
