@@ -120,6 +120,7 @@ def _measure(
                 console.print(at + text, highlight=False)
 
         with Session(options, tell) as session:
+            session.wanted = frozenset(measure.id for measure in measures)
             for name in registry.scenarios(measures):
                 console.print(f"[bold]{name}[/]", highlight=False)
                 try:

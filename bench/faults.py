@@ -74,6 +74,8 @@ def faults_survived(session: Session) -> Outcome:
     notes = [f"seed {SEED}; {AT_ONCE} guests at a time"]
     guests = Guests(lab)
     for kind in KINDS:
+        if kind.measure not in session.wanted:
+            continue
         wanted = max(1, kind.cases // QUICK_SHARE) if session.options.quick else kind.cases
         cases: list[Case] = []
         while len(cases) < wanted:

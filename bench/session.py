@@ -44,6 +44,8 @@ class Session:
         self.options = options
         self.tell = tell
         self.notes: list[str] = []
+        self.wanted: frozenset[str] = frozenset()
+        """Ids of the measures that were asked for; a long scenario leaves out the others."""
         self._lab: Lab | None = None
         self._wanted: tuple[str, bool] | None = None
 
