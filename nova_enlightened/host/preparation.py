@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from nova_enlightened import exception
-from nova_enlightened.host import departure
+from nova_enlightened.host import departure, relays
 from nova_enlightened.host.armed import ArmedGuests
 from nova_enlightened.host.hint_sources import HintSource, HintTarget, open_first
 from nova_enlightened.host.orders import KeptOrders
@@ -31,6 +31,10 @@ ASK_S: Final = 3.0
 FRESH_S: Final = 30.0
 """Knowledge older than this is asked for anew: an armed guest sends some every few seconds."""
 WORKERS: Final = 8
+LINKED_S: Final = 3.0
+"""How long two relays may take to reach each other."""
+ENDED_S: Final = 1.0
+KIB: Final = 1024
 
 
 class HostCalls(Protocol):
@@ -169,6 +173,7 @@ class Preparation:
         domain, known = self._result(knowledge, deadline, "the guest", _Unready)
         if known is None:
             raise _Unready("the guest tells nothing of its memory")
+        _refuse_crowding(destination, peer, domain)
         LOG.info("%s: %d samples of its memory by %s", instance, known.samples, known.source)
         migration = str(uuid.uuid4())
         there = departure.destination_spec(
@@ -183,7 +188,25 @@ class Preparation:
                 self._options, there, _peer(peer, where), known, domain.xml, self._upkeep.spare
             )
         self._upkeep.adopt(relay)
+        self._refuse_unlinked(destination, relay, deadline)
         return Answer(True, True, cause, f"unix://{there.socket}", migration)
+
+    def _refuse_unlinked(
+        self, destination: str, relay: relays.RunningRelay, deadline: float
+    ) -> None:
+        """Post-copy over a link that does not stand now would be a gamble."""
+        trouble = relays.linked(relay, min(LINKED_S, deadline - self._clock()))
+        if trouble is None:
+            return
+        for end in (
+            lambda: relays.end(relay.spec, ENDED_S, relay.pid),
+            lambda: self._calls.end_arrival(destination, relay.spec.migration),
+        ):
+            try:
+                end()
+            except exception.EnlightenedError as error:
+                LOG.warning("A relay is left behind: %s", error)
+        raise _Unwise(f"the relays do not reach each other: {trouble}")
 
     def _refuse_unprotected(self, tls_required: bool) -> None:
         if tls_required and self._options.link_tls == "off":
@@ -229,6 +252,16 @@ class Preparation:
         finally:
             if asked is not source:
                 asked.close()
+
+
+def _refuse_crowding(destination: str, peer: Mapping[str, Any], domain: Domain) -> None:
+    """Post-copy has no way back from a destination that runs out of memory."""
+    available = peer.get("memory_available")
+    if isinstance(available, int) and available * KIB < domain.target.memory:
+        raise _Unwise(
+            f"{destination} has {available // KIB} MiB available, and the VM may use "
+            f"{domain.target.memory // KIB // KIB}"
+        )
 
 
 @contextlib.contextmanager

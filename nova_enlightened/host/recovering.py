@@ -27,7 +27,6 @@ LOG = logging.getLogger(__name__)
 
 LINKED_S: Final = 20.0
 """How long two fresh relays may take to start and to reach each other."""
-LINK_LOOK_S: Final = 0.05
 GONE_S: Final = 5.0
 """How long a relay may take to end that was told to."""
 _UNDEFINE: Final = (
@@ -250,8 +249,12 @@ class Recovery:
         self._resuming.start()
 
     def _call(self, relay: relays.RunningRelay) -> None:
-        if not self._linked(relay):
-            self.trouble = "the fresh relays did not reach each other"
+        # QEMU before 8.2 never comes back from a stream that breaks while it resumes (it waits for
+        # the other side's bitmap for ever), and libvirt fails a resume whose stream does not reach
+        # QEMU at once. So neither is asked before the way is open.
+        trouble = relays.linked(relay, LINKED_S)
+        if trouble is not None:
+            self.trouble = f"the fresh relays did not reach each other: {trouble}"
             LOG.warning("%s: %s", self.departure.instance, self.trouble)
             relays.end(relay.spec, GONE_S, relay.pid)
             return
@@ -264,22 +267,6 @@ class Recovery:
             # QEMU may have resumed all the same: whether it came to the relay shows there.
             self.trouble = str(error)
             LOG.warning("%s: libvirt does not resume: %s", self.departure.instance, error)
-
-    @staticmethod
-    def _linked(relay: relays.RunningRelay) -> bool:
-        """Whether the fresh pair is connected, in time.
-
-        QEMU before 8.2 never comes back from a stream that breaks while it resumes (it waits for
-        the other side's bitmap for ever), and libvirt fails a resume whose stream does not reach
-        QEMU at once. So neither is asked before the way is open.
-        """
-        deadline = time.monotonic() + LINKED_S
-        while time.monotonic() < deadline:
-            _, status = relays.carrier(relay.spec)
-            if status.get("link", {}).get("ready"):
-                return True
-            time.sleep(LINK_LOOK_S)
-        return False
 
     def _later(self) -> None:
         self._not_before = self._clock() + recovery.pause_after(self.departure.attempts)

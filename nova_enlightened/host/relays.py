@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from nova_enlightened.host.spare_relay import SpareRelay
 from nova_enlightened.transfer import control
 from nova_enlightened.transfer.spec import RelaySpec, TlsFiles
 
+LOOK_S = 0.02
+"""Between two questions to a relay that is starting."""
 ENTRY = (sys.executable, "-m", "nova_enlightened.cmd.relay", "run")
 
 
@@ -187,6 +190,23 @@ def carrier(spec: RelaySpec) -> tuple[Carrier, dict[str, Any]]:
         return Carrier.UNKNOWN if slow else Carrier.GONE, {}
     except exception.RelayError:
         return Carrier.UNKNOWN, {}
+
+
+def linked(relay: RunningRelay, patience: float) -> str | None:
+    """Wait until a source's relay has reached its peer; why it has not, or None.
+
+    :param patience: seconds.
+    """
+    deadline = time.monotonic() + patience
+    trouble = "the relay does not answer"
+    while time.monotonic() < deadline:
+        link = carrier(relay.spec)[1].get("link")
+        if link is not None:
+            if link["ready"]:
+                return None
+            trouble = str(link["trouble"]) or "no connection yet"
+        time.sleep(LOOK_S)
+    return trouble
 
 
 def end(spec: RelaySpec, patience: float, pid: int = 0) -> None:

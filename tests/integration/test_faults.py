@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces: needs root"),
 ]
-LINK_MBIT = 150
+LINK_MBIT = 300
 MEMORY = {"memory_mib": 256, "arguments": ("--memory", "60")}
 
 Fault = Callable[[faults.Departure], object]

@@ -45,6 +45,8 @@ class Scene:
         self.listens: Any = {"link_host": "192.0.2.2", "link_port": 49216}
         self.domain: Any = Domain(XML, HintTarget("i", FRAMES * 4096))
         self.armed_source: FakeSource | None = self.kind(self.domain.target)
+        self.trouble: str | None = None
+        self.ended: list[str] = []
         self.released: list[FakeSource] = []
         self.asked: list[RelaySpec] = []
         self.started: list[RelaySpec] = []
@@ -90,7 +92,8 @@ class Scene:
         raise exception.AgentUnreachable(host)
 
     def end_arrival(self, host: str, migration: str) -> dict[str, Any]:
-        raise exception.AgentUnreachable(host)
+        self.ended.append(migration)
+        return {}
 
     def order(self) -> None:
         self.orders.place(A, "the host is contended", 60.0)
@@ -113,6 +116,8 @@ def scene(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
             pass
 
     monkeypatch.setattr(relays, "start", start)
+    monkeypatch.setattr(relays, "linked", lambda relay, patience: made.trouble)
+    monkeypatch.setattr(relays, "end", lambda *_: made.ended.append("here"))
     # The paths of a test are too long for real sockets.
     monkeypatch.setattr(relays, "listen_unix", lambda path: Listener())
     yield made
@@ -272,3 +277,21 @@ def test_an_answer_leaves_out_what_there_is_not() -> None:
         "ordered": False,
         "reason": "why",
     }
+
+
+def test_relays_that_do_not_reach_each_other_leave_it_to_stock_pre_copy(scene: Scene) -> None:
+    scene.order()
+    scene.trouble = "Connection refused"
+    answer = scene.prepare()
+    assert (answer.wanted, answer.ordered) == (False, False)
+    assert "do not reach each other: Connection refused" in answer.reason
+    assert scene.ended == ["here", scene.asked[0].migration]
+
+
+def test_a_destination_without_room_for_it_leaves_it_to_stock_pre_copy(scene: Scene) -> None:
+    scene.order()
+    scene.described = {**scene.described, "memory_available": 1}
+    answer = scene.prepare()
+    assert (answer.wanted, answer.ordered) == (False, False)
+    assert "MiB available" in answer.reason
+    assert scene.asked == []

@@ -54,6 +54,7 @@ class Scene:
         self.records: list[Departure] = []
         monkeypatch.setattr(relays, "specification", lambda top, migration, role: spec(migration))
         monkeypatch.setattr(relays, "carrier", lambda spec: (self.relay_here, self.status))
+        monkeypatch.setattr(relays, "linked", lambda relay, patience: None)
         monkeypatch.setattr(relays, "end", lambda spec, patience, pid=0: self.ended.append("here"))
         self.one = self.recovery(DEPARTURE)
 
@@ -260,8 +261,7 @@ def test_the_flags_of_a_resume_are_those_of_a_post_copy() -> None:
 def test_qemu_is_not_asked_to_resume_before_the_way_is_open(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovering, "LINKED_S", 0.1)
-    scene.status = {"link": {"ready": False}}
+    monkeypatch.setattr(relays, "linked", lambda relay, patience: "refused")
     scene.turns(1)
     assert scene.one._resuming is not None
     scene.one._resuming.join(10)
