@@ -28,7 +28,6 @@ _GONE: Final = (
     "os/initrd",
     "os/cmdline",
     "os/dtb",
-    "os/nvram",
     "memoryBacking",
     "memtune",
     "blkiotune",
@@ -213,9 +212,13 @@ def _clear_identity(domain: Element) -> None:
     if vcpu is not None:
         vcpu.attrib.pop("cpuset", None)
         vcpu.attrib.pop("placement", None)
-    loader = domain.find("os/loader")
-    if loader is not None:
-        loader.attrib.pop("format", None)
+    nvram = domain.find("os/nvram")
+    if nvram is not None:
+        # UEFI's variables are in a RAM block; the file is made anew from its template.
+        template = nvram.get("template")
+        nvram.clear()
+        if template:
+            nvram.set("template", template)
 
 
 def _clear_devices(devices: Element) -> None:

@@ -56,9 +56,11 @@ def capture(at: pathlib.Path, seed: int = 1, changed: int = 0) -> Capture:
 def expected(of: Capture) -> bytes:
     """All places of the appliance it becomes."""
     with save_image.opened(of.memory, str(pathlib.Path(of.memory).parent)) as image:
-        memory = stored.gather(image.stream, image.parts.positions)
-    disk = pathlib.Path(of.disks["vda"]).read_bytes()
-    return memory + disk + bytes(-len(disk) % UNIT)
+        parts = [stored.gather(image.stream, image.parts.positions)]
+    for path in of.disks.values():
+        disk = pathlib.Path(path).read_bytes()
+        parts += [disk, bytes(-len(disk) % UNIT)]
+    return b"".join(parts)
 
 
 def contents(store: WritableStore, published: publishing.Published) -> bytes:

@@ -93,6 +93,8 @@ def test_what_device_state_needs_stays() -> None:
     assert kind is not None
     assert kind.attrib == {"arch": "x86_64", "machine": "pc-q35-7.2"}
     assert domain.findtext("os/loader") == "/usr/share/OVMF/OVMF_CODE.fd"
+    assert domain.find("os/nvram") is not None
+    assert not domain.findtext("os/nvram")
     assert domain.findtext("cpu/model") == "Skylake"
     assert domain.find("clock/timer[@name='hpet']") is not None
     assert domain.find("genid") is not None
@@ -107,6 +109,12 @@ def test_what_device_state_needs_stays() -> None:
     assert network is not None
     assert [child.tag for child in network] == ["model", "driver", "mtu", "address"]
     assert domain.find("devices/channel/target[@name='org.qemu.guest_agent.0']") is not None
+
+
+def test_the_template_of_firmware_variables_stays() -> None:
+    xml = DOMAIN.replace("<nvram>", "<nvram template='/usr/share/OVMF/OVMF_VARS.fd'>")
+    domain = ElementTree.fromstring(captured_xml.sanitised(xml))
+    assert domain.find("os/nvram[@template='/usr/share/OVMF/OVMF_VARS.fd']") is not None
 
 
 def test_what_is_sanitised_stays_as_it_is() -> None:
