@@ -29,7 +29,9 @@ _NUMBERS: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]+"
 
 @dataclass(frozen=True)
 class Holdings:
-    """Counts by kind. ``memory``: resident bytes of each long-lived process, by its name."""
+    """Counts by kind. ``memory``: resident bytes of each long-lived process, by its name.
+    ``relays``: how many of the processes carry a migration, or wait to.
+    """
 
     processes: Mapping[str, int]
     descriptors: Mapping[str, int]
@@ -37,6 +39,7 @@ class Holdings:
     namespaces: int
     files: Mapping[str, int]
     memory: Mapping[str, int] = field(compare=False)
+    relays: int = 0
 
     def beyond(self, before: Holdings) -> list[str]:
         """What is here and was not before, in words; memory is judged over many rounds."""
@@ -76,6 +79,7 @@ def held(lab: Lab) -> Holdings:
         len({link for pid in pids for link in _namespaces(pid)}),
         collections.Counter(_files(lab)),
         {name: resident(pid) for name, pid in lasting.items()},
+        sum(_is_relay(pid) for pid in pids),
     )
 
 
@@ -90,6 +94,15 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+def _is_relay(pid: int) -> bool:
+    """Whether it carries a migration, or waits to; a spare one is no relay yet."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"nova_enlightened.cmd.relay" in words and b"spare" not in words
 
 
 def _descriptors(pid: int) -> int:

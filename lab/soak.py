@@ -16,13 +16,10 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import libvirt
-import libvirt_qemu
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +28,7 @@ from lab.errors import LabError
 from lab.faults import Departure
 from lab.guests import Guest
 from lab.laboratory import Lab
+from lab.soak_faults import FAULTS, HINTS, PHASES, Fault, guest_agent_killed, nothing, phases
 from lab.watch import event_loop
 from nova_enlightened import exception
 from nova_enlightened.host.eviction import Eviction, Route
@@ -41,13 +39,13 @@ from nova_enlightened.knowledge.layout import MemoryLayout
 
 WARM_ROUNDS: Final = 3
 """Rounds before growth is counted: libvirt and Python fill their caches in the first."""
-SETTLE_S: Final = 20.0
+SETTLE_S: Final = 150.0
+"""A relay that nobody connects to, as after a resume that was not needed, ends after 120."""
 LINK_MBIT: Final = 1000.0
 GUEST_MIB: Final = 384
-LONGEST_CUT_S: Final = 6.0
+LOG_BYTES: Final = 1500
 REPORT_S: Final = 180.0
 HINTS_S: Final = 60.0
-GUEST_UNIT: Final = "nova-enlightened-guest.service"
 Tell = Callable[[str], None]
 
 
@@ -86,90 +84,6 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {**dataclasses.asdict(self), "lost": self.lost, "wrong": self.wrong}
-
-
-# --- what breaks ---------------------------------------------------------------------------------
-
-Fault = Callable[[Departure, random.Random], None]
-
-
-def _nothing(departure: Departure, dice: random.Random) -> None:
-    return
-
-
-def _dropped(departure: Departure, dice: random.Random) -> None:
-    with faults.dropped(departure.lab):
-        time.sleep(dice.uniform(0.5, LONGEST_CUT_S))  # this is how long the fault lasts
-
-
-def _hung(departure: Departure, dice: random.Random) -> None:
-    with faults.hung(departure):
-        time.sleep(dice.uniform(0.5, LONGEST_CUT_S))  # this is how long the fault lasts
-
-
-def _reset(departure: Departure, dice: random.Random) -> None:
-    faults.reset(departure)
-
-
-def _source_relay_killed(departure: Departure, dice: random.Random) -> None:
-    departure.kill_relay("source")
-
-
-def _destination_relay_killed(departure: Departure, dice: random.Random) -> None:
-    departure.kill_relay("destination")
-
-
-def _guest_agent_killed(departure: Departure, dice: random.Random) -> None:
-    """In the guest, which starts it again after a while."""
-    words = {"path": "/usr/bin/systemctl", "arg": ["kill", "-s", "KILL", GUEST_UNIT]}
-    command = json.dumps({"execute": "guest-exec", "arguments": words})
-    try:
-        libvirt_qemu.qemuAgentCommand(departure.guest.domain, command, 5, 0)
-    except libvirt.libvirtError as error:
-        raise LabError(f"qemu-guest-agent in {departure.guest.name}: {error}") from error
-
-
-FAULTS: Final[Mapping[str, Fault]] = {
-    "nothing": _nothing,
-    "link drops everything": _dropped,
-    "link hangs": _hung,
-    "link is reset": _reset,
-    "source's relay killed": _source_relay_killed,
-    "destination's relay killed": _destination_relay_killed,
-    "guest's agent killed": _guest_agent_killed,
-}
-PHASES: Final[Mapping[str, Callable[[Departure], None]]] = {
-    "ordered": lambda departure: None,
-    "begun": Departure.until_begun,
-    "switched": Departure.until_switched,
-    "executing there": Departure.until_executing,
-}
-
-
-OF_A_MIGRATION: Final = frozenset(FAULTS) - {
-    "nothing",
-    "link drops everything",
-    "guest's agent killed",
-}
-"""Faults of what is there only once libvirt migrates."""
-
-
-def inverted(known: GuestKnowledge, dice: random.Random) -> GuestKnowledge:
-    """The hottest pages are said to be unused, and free ones to be hot."""
-    return dataclasses.replace(known, heat=255 - known.heat, classes=7 - known.classes)
-
-
-def invented(known: GuestKnowledge, dice: random.Random) -> GuestKnowledge:
-    """Anything at all."""
-    numbers = np.random.default_rng(dice.randrange(1 << 32))
-    return dataclasses.replace(
-        known,
-        heat=numbers.integers(0, 256, known.heat.size).astype(np.uint8),
-        classes=numbers.integers(0, 8, known.classes.size).astype(np.uint8),
-    )
-
-
-HINTS: Final = {"wrong hints": inverted, "invented hints": invented}
 
 
 # --- a round -------------------------------------------------------------------------------------
@@ -214,7 +128,7 @@ class Soak:
         """One, whatever comes of it."""
         guest = self._dice.choice(self._guests)
         fault = self._dice.choice(self._names)
-        phase = self._dice.choice(_phases(fault))
+        phase = self._dice.choice(phases(fault))
         began = time.monotonic()
         source = guest.host
         with faults.Copies(Departure(self._lab, guest)) as copies:
@@ -225,6 +139,8 @@ class Soak:
             wrong = self._wrong(guest)
         if copies.second is not None:
             wrong.append(copies.second)
+        if wrong or notes:
+            notes += self._evidence()
         outcome = "lost" if wrong else ("stayed" if guest.host is source else "moved")
         for host in self._lab.hosts.values():
             host.have_spare_relay()
@@ -239,9 +155,9 @@ class Soak:
         """Through the command; how it went, in words."""
         notes = ""
         try:
-            if fault is _guest_agent_killed:  # later on nobody asks it any more
+            if fault is guest_agent_killed:  # later on nobody asks it any more
                 fault(departure, self._dice)
-                fault = _nothing
+                fault = nothing
         except LabError as error:
             notes = f"undisturbed: {str(error)[-80:]}; "
         departure.start()
@@ -302,6 +218,13 @@ class Soak:
         guest.probe.restart()  # a report every 20 ms would be this process's own growth
         return wrong
 
+    def _evidence(self) -> str:
+        """What relays wrote of what went wrong; their directories do not outlive the round."""
+        tops = [host.outside(relays.DIRECTORY) for host in self._lab.hosts.values()]
+        logs = [path for top in tops for path in top.rglob("relay.log")]
+        told = [f"{path.parent.name}: {path.read_text()[-LOG_BYTES:]}" for path in sorted(logs)]
+        return "".join(f"\n      {line}" for text in told for line in text.splitlines())
+
     def _left_behind(self) -> list[str]:
         """What the round left on the machine; endings take a moment."""
         deadline = time.monotonic() + SETTLE_S
@@ -322,6 +245,9 @@ class Soak:
 
     def _settled(self) -> leaks.Holdings:
         """What is held once what ended is cleared away, as the hosts' agents would."""
+        now = leaks.held(self._lab)
+        if now.relays:
+            return now
         for host in self._lab.hosts.values():
             for top in (relays.DIRECTORY, *(f"{relays.DIRECTORY}/{g.name}" for g in self._guests)):
                 RelayUpkeep(str(host.outside(top)), keep=0.0).look()
@@ -333,13 +259,6 @@ class Soak:
             more = size - self._before.memory.get(name, size)
             if more > self.report.growth:
                 self.report.growth, self.report.grown = more, name
-
-
-def _phases(fault: str) -> Sequence[str]:
-    """When a fault may come."""
-    if fault in OF_A_MIGRATION:
-        return [name for name in PHASES if name != "ordered"]
-    return ["ordered"] if fault in HINTS or FAULTS[fault] is _guest_agent_killed else list(PHASES)
 
 
 def _token(guest: Guest) -> int:
