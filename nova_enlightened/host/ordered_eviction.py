@@ -35,6 +35,11 @@ OPEN_TIMEOUT_S = 2.0
 ASK_TIMEOUT_S = 3.0
 PEER_TIMEOUT_S = 20.0
 TURN_S = 1.0
+KEEP_LIBVIRTD = (
+    "leave libvirtd alone, at the destination above all: one that is restarted before the VM "
+    "executes there ends it, and its source does not go back"
+)
+"""libvirt 9.0, qemuProcessRecoverMigrationIn: an incoming domain that was not started is killed."""
 
 Tell = Callable[[str], None]
 
@@ -201,6 +206,7 @@ class OrderedEviction:
         except (exception.EnlightenedError, OSError) as error:
             report = Report(False, str(error))
         self._tell(f"order: {'guest' if report.ordered else 'stock'} ({report.why})")
+        self._tell(KEEP_LIBVIRTD)
         following = _Following(self._recovery(source), self._pause)
 
         def switched() -> None:

@@ -288,7 +288,8 @@ def test_libvirt_9_0_kills_a_vm_whose_destination_is_restarted_while_it_is_hande
             departure.kill()
             pytest.skip("it was handed over before anything could be done")
         faults.restart_libvirtd(departure.destination)
-        with pytest.raises(LabError, match="lost"):
+        with pytest.raises(LabError, match="is lost"):
             departure.report()
+    assert "leave libvirtd alone" in departure.said()  # it was told before the switch
     assert copies.second is None
     kept.lose()
