@@ -96,7 +96,7 @@ class PlayerSpec:
         """:raises ConfigError: not a JSON object, or a key is missing, unknown or of no use."""
         try:
             return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise exception.ConfigError(f"player specification: {error}") from error
 
     def save(self, directory: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import zstandard
 
-from nova_enlightened.appliance import chunks, frames, trace, unit_table
+from nova_enlightened.appliance import chunks, frames, prefetch, trace, unit_table
 from nova_enlightened.knowledge import stored
 from nova_enlightened.knowledge.snapshot import decode_snapshot
 from nova_enlightened.plan.fault_trace import FaultRecorder
@@ -19,6 +19,7 @@ from nova_enlightened.stream.guest_channel import MessageType
 from nova_enlightened.stream.guest_channel import encode as guest_frame
 from nova_enlightened.stream.link_frames import encode_frame, encode_reason
 from nova_enlightened.stream.link_state import FrameType
+from nova_enlightened.transfer.player_spec import PlayerSpec
 from nova_enlightened.transfer.spec import RelaySpec, TlsFiles
 from tests.fuzz.targets.appliance import PLACES, STORED
 from tests.fuzz.targets.link import KINDS, MIGRATION
@@ -262,6 +263,25 @@ def table_of_units() -> Iterator[bytes]:
     yield from _both_ways(file, begin, zstandard.frame_content_size(file[begin:]))
 
 
+def prefetch_plan() -> Iterator[bytes]:
+    plan = prefetch.PrefetchPlan(
+        "ab" * 32, PLACES, 3, np.array([5, 9, 3], np.uint32), np.array([0, 7, 90], np.uint32),
+        np.array([0, 2], np.uint32), 1000, appliances.OBJECT, (appliances.OBJECT,),
+    )  # fmt: skip
+    file = plan.encode()
+    begin = prefetch.HEADER.size
+    yield from _both_ways(file, begin, zstandard.frame_content_size(file[begin:]))
+
+
+def player_spec() -> Iterator[bytes]:
+    run = f"/run/nova-enlightened/appliance-{MIGRATION}"
+    spec = PlayerSpec(run, "https://store/", "ab" * 32, "cd" * 32, f"{run}/q.sock")
+    yield spec.to_json().encode()
+    disks = {"vda": f"{run}/vda.sock"}
+    yield PlayerSpec(run, "file:///srv", "ab" * 32, nbd_sockets=disks).to_json().encode()
+    yield b'{"run_directory": ' + b"[" * 3000
+
+
 def appliance_trace() -> Iterator[bytes]:
     recorder = trace.TraceRecorder("ab" * 32, PLACES, learning=True)
     recorder.touched([5, 9, 3], 1000)
@@ -277,7 +297,7 @@ SEEDS = {
         migration, return_path, link_frames, link_handshake, link_session, guest_channel,
         guest_answers, snapshot, stored_knowledge, domain_xml, relay_spec, control_line,
         fault_trace, nbd, save_header, stored_stream, manifest, chunk_index, table_of_units,
-        appliance_trace,
+        prefetch_plan, player_spec, appliance_trace,
     )
 }  # fmt: skip
 """Of each target that needs some, by its name."""

@@ -77,6 +77,8 @@ TARGETS: Final[dict[str, Target]] = {
         Target("manifest", f"{__name__}.appliance:manifest", 4096),
         Target("chunk_index", f"{__name__}.appliance:chunk_index", 4096),
         Target("table_of_units", f"{__name__}.appliance:table_of_units", 2048),
+        Target("prefetch_plan", f"{__name__}.appliance:prefetch_plan", 2048),
+        Target("player_spec", f"{__name__}.host:player_spec", 4096),
         Target("appliance_trace", f"{__name__}.appliance:appliance_trace", 2048),
     )
 }

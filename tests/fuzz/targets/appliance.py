@@ -7,7 +7,7 @@ no mutation makes a frame of its own.
 
 import contextlib
 
-from nova_enlightened.appliance import chunks, frames, trace, unit_table
+from nova_enlightened.appliance import chunks, frames, prefetch, trace, unit_table
 from nova_enlightened.appliance.manifest import Manifest
 from nova_enlightened.exception import ApplianceError, ChunkError, ManifestError
 from tests.unit.appliance.appliances import Stored
@@ -48,6 +48,15 @@ def table_of_units(data: bytes) -> None:
     with contextlib.suppress(ApplianceError):
         found = unit_table.UnitTable.decode(_file(data, unit_table.HEADER.size), STORED.index)
         assert not found.chunk.size or int(found.chunk.max()) < STORED.index.chunks
+
+
+def prefetch_plan(data: bytes) -> None:
+    """A plan orders places of this appliance, each once."""
+    with contextlib.suppress(ApplianceError):
+        found = prefetch.PrefetchPlan.decode(_file(data, prefetch.HEADER.size), PLACES)
+        assert len(set(found.order.tolist())) == found.order.size <= PLACES
+        again = prefetch.PrefetchPlan.decode(found.encode(), PLACES)
+        assert again.order.tolist() == found.order.tolist()
 
 
 def appliance_trace(data: bytes) -> None:

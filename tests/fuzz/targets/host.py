@@ -12,6 +12,7 @@ from nova_enlightened.knowledge.layout import MemoryLayout
 from nova_enlightened.knowledge.space import PageSpace
 from nova_enlightened.plan.fault_trace import FaultTrace
 from nova_enlightened.transfer import control
+from nova_enlightened.transfer.player_spec import PlayerSpec
 from nova_enlightened.transfer.spec import RelaySpec
 
 FRAMES = np.array([0, 1, 0xA0, 0xBFFFF, 0xE0000, 1 << 20, (1 << 36) - 1, (1 << 63) - 1], np.int64)
@@ -36,6 +37,13 @@ def relay_spec(data: bytes) -> None:
         assert RelaySpec.from_json(spec.to_json()) == spec
         if spec.layout is not None:
             MemoryLayout.from_dict(spec.layout)
+
+
+def player_spec(data: bytes) -> None:
+    """What an agent tells a player to be."""
+    with contextlib.suppress(ConfigError):
+        spec = PlayerSpec.from_json(data.decode("utf-8", "replace"))
+        assert PlayerSpec.from_json(spec.to_json()) == spec
 
 
 def control_line(data: bytes) -> None:
