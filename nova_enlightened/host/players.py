@@ -90,10 +90,13 @@ class RunningPlayer:
     def alive(self) -> bool:
         """Whether the process is there, as far as can be told by its number."""
         try:
-            words = pathlib.Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")
+            process = pathlib.Path(f"/proc/{self.pid}")
+            words = process.joinpath("cmdline").read_bytes().split(b"\0")
+            state = process.joinpath("stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             return False
-        return self.spec.path.encode() in words
+        # One that begins has no words yet, and a zombie has none any more.
+        return state not in "ZX" and (self.spec.path.encode() in words or words == [b""])
 
     def stop(self, seconds: float = 0.0) -> None:
         """End it; a VM that still needs it waits for another.

@@ -166,6 +166,7 @@ def recover(domain: Any, player: RunningPlayer, prefix: Sequence[str] = ()) -> R
         _until_taken_up(domain, new)
     else:
         raise exception.StreamingError(f"QEMU cannot go on: its migration is {status!r}")
+    reconnect_disks(domain, new)
     resume_after_errors(domain)
     return new
 
@@ -198,31 +199,49 @@ def _until_taken_up(domain: Any, player: RunningPlayer) -> None:
         time.sleep(LOOK_S)
 
 
-def resume_after_errors(domain: Any) -> bool:
-    """Let a domain go on that stopped because a disk's export was gone.
+def reconnect_disks(domain: Any, player: RunningPlayer) -> None:
+    """Have QEMU connect to the disks' exports again before its guest needs them.
 
-    QEMU connects to an export again when a request is made, and fails the first while it does; so
-    it may take more than one attempt. A domain that somebody else paused stays so.
+    QEMU (``block/nbd.c``, without ``reconnect-delay``, which libvirt cannot set) notices that an
+    export is gone when it is used next, and begins to connect at the use after that; each of them
+    fails. So they are made here, until the player has its clients.
+
+    :raises StreamingError: QEMU does not connect.
+    :raises PlayerError: the player is gone.
+    """
+    exports = set(player.spec.nbd_sockets.values())
+    nodes = [
+        str(node["node-name"])
+        for node in qmp_list(domain, "query-named-block-nodes")
+        if node.get("drv") == "nbd" and any(path in str(node.get("file")) for path in exports)
+    ]
+    deadline = time.monotonic() + RECOVER_S
+    while nodes and player.ask("status").get("disks", {}).get("clients", 0) < len(nodes):
+        if time.monotonic() > deadline:
+            raise exception.StreamingError("QEMU does not connect to its disks again")
+        for node in nodes:
+            _monitor(domain, f'qemu-io {node} "read -q 0 512"', hmp=True)
+        time.sleep(LOOK_S)
+
+
+def resume_after_errors(domain: Any) -> bool:
+    """Let a domain go on that stopped because a disk's export was gone; see
+    :func:`.streamed_xml.streamed_xml`. A domain that somebody else paused stays so.
 
     :returns: whether it had stopped.
     :raises StreamingError: it stops again and again.
     """
     stopped = False
-    with translated("resuming after an error of a disk"):
-        for _ in range(RESUMES):
-            if not _has_stopped_by_itself(domain):
-                return stopped
-            stopped = True
+    for _ in range(RESUMES):
+        if qmp(domain, "query-status")["status"] != "io-error":
+            return stopped
+        stopped = True
+        try:
             domain.resume()
-            time.sleep(LOOK_S)
+        except libvirt.libvirtError as error:
+            LOG.debug("libvirt has not heard of it yet: %s", error)
+        time.sleep(LOOK_S)
     raise exception.StreamingError("it stops for errors of its disk again and again")
-
-
-def _has_stopped_by_itself(domain: Any) -> bool:
-    return list(domain.state()[:2]) == [
-        libvirt.VIR_DOMAIN_PAUSED,
-        libvirt.VIR_DOMAIN_PAUSED_IOERROR,
-    ]
 
 
 def flatten(domain: Any, target: str, seconds: float) -> None:
@@ -259,12 +278,27 @@ def qmp(domain: Any, command: str, **arguments: Any) -> dict[str, Any]:
 
     :raises StreamingError: it declines, or does not run.
     """
+    found: dict[str, Any] = _answer(domain, command, arguments)
+    return found
+
+
+def qmp_list(domain: Any, command: str, **arguments: Any) -> list[dict[str, Any]]:
+    """The same of a command that answers with a list."""
+    found: list[dict[str, Any]] = _answer(domain, command, arguments)
+    return found
+
+
+def _answer(domain: Any, command: str, arguments: Mapping[str, Any]) -> Any:
     words = json.dumps({"execute": command, "arguments": arguments})
-    try:
-        answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, words, 0))
-    except libvirt.libvirtError as error:
-        raise exception.StreamingError(f"{command}: {error}") from error
+    answer = json.loads(_monitor(domain, words))
     if "error" in answer:
         raise exception.StreamingError(f"{command}: {answer['error'].get('desc')}")
-    found: dict[str, Any] = answer["return"]
-    return found
+    return answer["return"]
+
+
+def _monitor(domain: Any, words: str, *, hmp: bool = False) -> str:
+    flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP if hmp else 0
+    try:
+        return str(libvirt_qemu.qemuMonitorCommand(domain, words, flags))
+    except libvirt.libvirtError as error:
+        raise exception.StreamingError(f"{words[:60]}: {error}") from error
