@@ -38,6 +38,7 @@ _CODE: Final = bytes.fromhex("31c0 8ed8 31db be187c fc ac 84c0 7406 b40e cd10 eb
 STUB: Final = (_CODE + _SENTENCE).ljust(510, b"\0") + b"\x55\xaa"
 """A boot sector that writes a sentence through the BIOS."""
 
+_PATCH: Final = "application/openstack-images-v2.1-json-patch"
 _DISK_BUSES: Final = frozenset({"virtio", "scsi", "ide", "sata", "usb"})
 _HARDWARE: Final = {
     "hw_architecture": ("os/type", "arch"),
@@ -145,11 +146,12 @@ class ImageService:
                     disk_format="raw",
                     container_format="bare",
                     validate_checksum=False,
+                    allow_duplicates=True,
                     **needs(manifest),
                     **properties,
                 )
             else:
-                found = self._connection.image.update_image(found, **properties)
+                found = self._update(found, properties)
         return _image(found)
 
     def set_plan(self, manifest: str, plan: str) -> list[Image]:
@@ -158,10 +160,7 @@ class ImageService:
         :raises ImageServiceError: Glance declines or does not answer.
         """
         with _translated(f"images of appliance {manifest}"):
-            return [
-                _image(self._connection.image.update_image(image, **{PLAN: plan}))
-                for image in self._all(manifest)
-            ]
+            return [_image(self._update(image, {PLAN: plan})) for image in self._all(manifest)]
 
     def images(self, manifest: str) -> list[Image]:
         """Images of an appliance. :raises ImageServiceError: Glance does not answer."""
@@ -169,7 +168,23 @@ class ImageService:
             return [_image(found) for found in self._all(manifest)]
 
     def _all(self, manifest: str) -> list[Any]:
-        return list(self._connection.image.images(**{MANIFEST: manifest}))
+        # openstacksdk drops filters by properties it does not know, and lists all images.
+        return [
+            image
+            for image in self._connection.image.images()
+            if (image.properties or {}).get(MANIFEST) == manifest
+        ]
+
+    def _update(self, image: Any, properties: Mapping[str, str]) -> Any:
+        # Not by update_image, which takes properties with a dot in their name for removed.
+        changes = [
+            {"op": "add", "path": f"/{name}", "value": value} for name, value in properties.items()
+        ]
+        answer = self._connection.image.patch(
+            f"/images/{image.id}", json=changes, headers={"Content-Type": _PATCH}
+        )
+        sdk_errors.raise_from_response(answer)
+        return self._connection.image.get_image(image.id)
 
     def _of(self, manifest: str, name: str) -> Any:
         # An image whose upload broke off is "queued" for ever, and never becomes one.

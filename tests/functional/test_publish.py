@@ -21,8 +21,8 @@ from nova_enlightened.host.image_service import STUB
 from nova_enlightened.host.publishing import Progress
 from nova_enlightened.transfer.stores import object_name
 from nova_enlightened.transfer.stores.writing import WritableStore, open_writable
+from tests.functional import fake_glance, store_servers
 from tests.functional import published as made
-from tests.functional import store_servers
 
 HOUR = 3600.0
 
@@ -305,39 +305,18 @@ def test_listed_are_all_appliances_the_oldest_first(store: WritableStore, captur
 # The command.
 
 
-class Glance:
-    """In place of openstacksdk's connection: one image service in memory."""
-
-    class Found:
-        def __init__(self, name: str, properties: dict[str, Any]) -> None:
-            self.id, self.name, self.status = f"id-{name}", name, "active"
-            self.data = properties.pop("data", None)
-            self.needs = {key: properties.pop(key) for key in ("min_ram", "min_disk")}
-            self.properties = properties
-
-    def __init__(self) -> None:
-        self.image = self
-        self.found: list[Glance.Found] = []
-
-    def images(self, **wanted: str) -> list["Glance.Found"]:
-        return [one for one in self.found if wanted.items() <= one.properties.items()]
-
-    def create_image(self, name: str, **properties: Any) -> "Glance.Found":
-        self.found.append(Glance.Found(name, properties))
-        return self.found[-1]
-
-    def update_image(self, image: "Glance.Found", **properties: str) -> "Glance.Found":
-        image.properties.update(properties)
-        return image
-
-
 class Operator:
     """Gives commands, and reads their JSON."""
 
-    def __init__(self, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(
+        self,
+        tmp_path: pathlib.Path,
+        capsys: pytest.CaptureFixture[str],
+        glance: fake_glance.Glance,
+    ) -> None:
         file = tmp_path / "manage.conf"
         file.write_text("[enlightened_agent]\nhost = one\n")
-        self.glance = Glance()
+        self.glance = glance
         self.now = 0.0
         nobody = cast("Any", None)
         conf = context.read([str(file)])
@@ -347,7 +326,7 @@ class Operator:
             nobody,
             lambda *_: [],
             clock=lambda: self.now,
-            connect=lambda: self.glance,
+            connect=lambda: fake_glance.connection(glance),
         )
         self._url = f"file://{tmp_path}/store"
         self._capsys = capsys
@@ -362,8 +341,9 @@ class Operator:
 
 
 @pytest.fixture
-def operator(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> Operator:
-    return Operator(tmp_path, capsys)
+def operator(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Operator]:
+    with fake_glance.glance() as glance:
+        yield Operator(tmp_path, capsys, glance)
 
 
 def publish_words(capture: Capture, work: pathlib.Path) -> list[str]:
@@ -379,17 +359,17 @@ def test_an_appliance_from_saved_to_pruned(
     done = operator.run(*words, "--image", "web", "--traces", "yes")
     assert operator.run(*words, "--image", "web")["manifest"] == done["manifest"]
     assert list((tmp_path / "work").iterdir()) == []
-    (image,) = operator.glance.found
-    assert image.id == done["image"]
-    properties = image.properties
+    (image,) = operator.glance.images
+    assert image == done["image"]
+    properties = operator.glance.images[image]
     assert properties["enlightened_appliance_store"] == f"file://{tmp_path}/store"
     assert properties["enlightened_appliance_manifest"] == done["manifest"]
     assert properties["trait:CUSTOM_ENLIGHTENED_STREAMING"] == "required"
     assert properties["hw_machine_type"] == "pc-i440fx-7.2"
     assert properties["hw_disk_bus"] == "virtio"
     assert properties["enlightened_appliance_traces"] == "no"  # by the second command
-    assert image.needs == {"min_ram": 16, "min_disk": 1}
-    assert len(image.data) == 512
+    assert (properties["min_ram"], properties["min_disk"]) == (16, 1)
+    assert operator.glance.contents[image] == STUB
 
     shown = operator.run("show", done["manifest"])
     places = shown["memory_bytes"] // 4096 + 1025
@@ -397,7 +377,7 @@ def test_an_appliance_from_saved_to_pruned(
     run = made.trace(done["manifest"], places, [1, 2, 3])
     (tmp_path / "runs" / "a.trace").write_bytes(run)
     plan = operator.run("learn", done["manifest"], "--traces", str(tmp_path / "runs"), "--image")
-    assert plan["images"] == [image.id]
+    assert plan["images"] == [image]
     assert properties["enlightened_appliance_plan"] == plan["plan"]
     assert operator.run("show", done["manifest"])["plans"] == [plan["plan"]]
     verified = operator.run("verify", done["manifest"], "--plan", plan["plan"])
