@@ -188,7 +188,7 @@ class Recovery:
         step, times = self._agreed
         times = times + 1 if step is decision.step else 1
         self._agreed = (decision.step, times)
-        return decision.sure or times >= recovery.CONFIRMED
+        return times >= decision.looks
 
     @property
     def _busy(self) -> bool:

@@ -54,13 +54,19 @@ class Seen:
     idle: bool = False
 
 
+CONFIRMED: Final = 3
+"""Looks where libvirt may be starting, or QEMU's end be on its way from one host to the other."""
+PATIENT: Final = 60
+"""Looks where libvirt may not have begun yet."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """A step, and why in words. ``sure``: it need not be seen several times in a row."""
+    """A step, and why in words. ``looks``: in a row that have to agree before it is taken."""
 
     step: Step
     why: str
-    sure: bool = True
+    looks: int = 1
 
 
 _SPLIT: Final = frozenset({Standing.POSTCOPY, Standing.FAILED, Standing.SWITCHING})
@@ -78,12 +84,21 @@ _RULES: Final[tuple[_Rule, ...]] = (
     ),
     # --- the source has it whole
     (
-        lambda seen: seen.here is Standing.EXECUTES and seen.relay_here is not Carrier.GONE,
+        lambda seen: (
+            seen.here is Standing.EXECUTES and not seen.relayed and seen.there is Standing.GONE
+        ),
+        Decision(Step.STAYED, "its destination has nothing of it", looks=PATIENT),
+    ),
+    (
+        lambda seen: (
+            seen.here is Standing.EXECUTES
+            and (seen.relay_here is not Carrier.GONE or not seen.relayed)
+        ),
         Decision(Step.WAIT, "not switched yet"),
     ),
     (
         lambda seen: seen.here is Standing.EXECUTES,
-        Decision(Step.STAYED, "it never left its source", sure=False),
+        Decision(Step.STAYED, "it never left its source", looks=CONFIRMED),
     ),
     # --- the source has it no more
     (
@@ -100,19 +115,19 @@ _RULES: Final[tuple[_Rule, ...]] = (
             Step.LOST,
             "QEMU at the source has ended, and the rest of the VM's memory with it: "
             "the destination's copy waits for pages that nobody has",
-            sure=False,
+            looks=CONFIRMED,
         ),
     ),
     (
         lambda seen: seen.here is Standing.ENDED and seen.there in _AWAY,
-        Decision(Step.LOST, "QEMU has ended on both hosts", sure=False),
+        Decision(Step.LOST, "QEMU has ended on both hosts", looks=CONFIRMED),
     ),
     (
         lambda seen: seen.here is Standing.GONE,
         Decision(
             Step.MOVED,
             "libvirt of the source says that it has migrated",
-            sure=False,
+            looks=CONFIRMED,
         ),
     ),
     (
@@ -125,7 +140,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
         Decision(
             Step.LOST,
             "QEMU at the destination has ended, and with it what the VM has done since the switch",
-            sure=False,
+            looks=CONFIRMED,
         ),
     ),
     (
@@ -139,7 +154,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
     ),
     (
         lambda seen: seen.idle and seen.relay_here is Carrier.ALIVE,
-        Decision(Step.END_HERE, "QEMU did not come to the source's relay", sure=False),
+        Decision(Step.END_HERE, "QEMU did not come to the source's relay", looks=CONFIRMED),
     ),
     (
         lambda seen: seen.relay_here is Carrier.ALIVE and seen.relay_there is not Carrier.GONE,
@@ -147,7 +162,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
     ),
     (
         lambda seen: seen.relay_here is Carrier.ALIVE and seen.relay_there is Carrier.GONE,
-        Decision(Step.END_HERE, "the destination's relay is gone", sure=False),
+        Decision(Step.END_HERE, "the destination's relay is gone", looks=CONFIRMED),
     ),
     (
         lambda seen: seen.relay_there is Carrier.UNKNOWN,
@@ -155,7 +170,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
     ),
     (
         lambda seen: seen.relay_here is Carrier.GONE and seen.relay_there is Carrier.ALIVE,
-        Decision(Step.END_THERE, "the source's relay is gone", sure=False),
+        Decision(Step.END_THERE, "the source's relay is gone", looks=CONFIRMED),
     ),
     (
         lambda seen: seen.relay_here is Carrier.GONE and seen.relay_there is Carrier.GONE,
@@ -215,9 +230,6 @@ def takes(state: State, step: Step) -> bool:
     return (state, step) in _AFTER
 
 
-CONFIRMED: Final = 3
-"""Looks in a row that have to agree before a step is taken that is not sure: libvirt may be
-starting, and QEMU's end may be on its way from one host to the other."""
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 30.0
 

@@ -73,6 +73,14 @@ def test_a_vm_that_executes_at_its_source_stayed_there() -> None:
     assert step(BROKEN, here=Standing.EXECUTES, there=Standing.GONE) is Step.STAYED
 
 
+def test_a_migration_without_relays_that_libvirt_has_not_begun_is_waited_for() -> None:
+    begun = dataclasses.replace(BROKEN, relayed=False, here=Standing.EXECUTES)
+    assert step(begun, there=Standing.SWITCHING) is Step.WAIT
+    assert step(begun, there=Standing.UNKNOWN) is Step.WAIT
+    gone = decide(dataclasses.replace(begun, there=Standing.GONE))
+    assert (gone.step, gone.looks) == (Step.STAYED, recovery.PATIENT)
+
+
 def test_a_source_without_it_has_moved_it() -> None:
     assert step(BROKEN, here=Standing.GONE, there=Standing.EXECUTES) is Step.MOVED
     assert step(CARRIED, here=Standing.GONE, completed=True) is Step.MOVED
