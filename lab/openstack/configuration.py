@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from lab.far import STORE_ADDRESS
 from lab.network import CONTROL_ADDRESS, MIGRATION_ADDRESS
 from lab.openstack.places import HOST_ADDRESS, PASSWORD, PORTS, Places, endpoint
 
@@ -242,6 +243,11 @@ def enlightened(places: Places, host: str, settings: Settings) -> Sections:
             "link_bandwidth": round(settings.link_mbit or 0),
             # The whole machine's processors and stalls say nothing of this host.
             "collectors": "libvirt,lab-guests,memory,link",
+        },
+        "enlightened_streaming": {
+            "stores": f"file://{places.stores}/,http://{STORE_ADDRESS}/",
+            "cache_directory": places.run / host / "chunks",
+            "trace_directory": places.run / host / "traces",
         },
     }
 

@@ -10,7 +10,7 @@ from lab.image import GuestImage
 from lab.network import CONTROL_ADDRESS
 from lab.openstack.api import Api
 from lab.openstack.configuration import PHYSICAL_NETWORK, REGION
-from lab.openstack.places import GUESTS, PASSWORD, PORTS, endpoint
+from lab.openstack.places import ALL, GUESTS, PASSWORD, PORTS, endpoint
 from lab.probe import PORT
 
 IMAGE, NETWORK = "lab", "lab"
@@ -74,7 +74,8 @@ def network_and_flavors(api: Api) -> None:
                 provider_physical_network=PHYSICAL_NETWORK,
             )  # fmt: skip
             cloud.network.create_subnet(
-                name=NETWORK, network_id=network.id, ip_version=4, cidr=GUESTS,
+                name=NETWORK, network_id=network.id, ip_version=4, cidr=ALL,
+                allocation_pools=[{"start": GUESTS[0], "end": GUESTS[1]}],
                 gateway_ip=None, is_dhcp_enabled=False,
             )  # fmt: skip
         there = {flavor.name for flavor in cloud.compute.flavors(details=False)}

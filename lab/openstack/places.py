@@ -15,10 +15,10 @@ TOP = Path(__file__).resolve().parents[2]
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 
 #: Raised whenever what is kept from run to run is laid out in another way.
-FORMAT = 1
-#: What the hosts answer on for OpenStack's services; the guests' addresses follow.
+FORMAT = 2
+#: What the hosts answer on for OpenStack's services; then the guests' first and last address.
 HOST_ADDRESS = {"host1": "10.78.0.2", "host2": "10.78.0.3"}
-GUESTS = "10.78.128.0/17"
+GUESTS = ("10.78.128.1", "10.78.255.254")
 ALL = "10.78.0.0/16"
 PASSWORD = "lab"
 PORTS = {"identity": 5000, "placement": 8778, "image": 9292, "network": 9696, "compute": 8774}
@@ -60,6 +60,11 @@ class Places:
     def instances(self) -> Path:
         """Nova's directory of instances: a mount of the shared volume in both hosts."""
         return self.run / "instances"
+
+    @property
+    def stores(self) -> Path:
+        """Directory of stored appliances; a far store's is one below it."""
+        return self.run / "stores"
 
     @property
     def database_socket(self) -> Path:

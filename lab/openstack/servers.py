@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import time
+import xml.etree.ElementTree as ElementTree
 from typing import TYPE_CHECKING, Any
 
 import libvirt
 import libvirt_qemu
 
 from lab.errors import LabError
+from lab.guests import ping_redis
 from lab.hosts import Host
 from lab.openstack.furnish import IMAGE, NETWORK
 from lab.probe import Probe
@@ -100,10 +102,45 @@ class Server:
 
         Raises LabError where its guest agent, or its workload, does not come in time.
         """
+        deadline = time.monotonic() + seconds
+        self._restart(workload, arguments, deadline)
+        self.probe.wait_running(deadline - time.monotonic())
+
+    def serve(self, seconds: float = 90.0) -> None:
+        """Have it serve redis, and wait until that answers. Raises LabError where it does not."""
+        deadline = time.monotonic() + seconds
+        self._restart("redis", (), deadline)
+        self.wait_serving(self.own_address(), deadline - time.monotonic())
+
+    def own_address(self) -> str:
+        """The address that its guest gives itself at boot, from its card's; see guest/init.sh."""
+        xml = ElementTree.fromstring(self.domain()[1].XMLDesc())
+        card = xml.find("devices/interface/mac")
+        assert card is not None, "every server of the laboratory has a port"
+        *_, five, six = (int(part, 16) for part in card.get("address", "").split(":"))
+        return f"10.78.{128 + five % 128}.{six}"
+
+    def address(self) -> str:
+        """The address that neutron gave its port."""
+        addresses = self._cloud.api.server(self.uuid).addresses[NETWORK]
+        return str(addresses[0]["addr"])
+
+    def wait_serving(self, address: str, seconds: float) -> float:
+        """Until redis answers there; when it did (monotonic s). Raises LabError."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                self._cloud.lab.control.in_network(lambda: ping_redis(address))
+            except OSError:
+                time.sleep(0.05)  # nothing tells from outside when a server listens
+            else:
+                return time.monotonic()
+        raise LabError(f"redis at {address} does not answer after {seconds:.0f} s")
+
+    def _restart(self, workload: str, arguments: tuple[str, ...], deadline: float) -> None:
         self._works += 1
         self.series = f"{self.uuid[: _SERIES - 4]}.{self._works}"
         text = _RESTART.format(workload=workload, arguments=",".join(arguments), series=self.series)
-        deadline = time.monotonic() + seconds
         while True:
             try:
                 self._execute(text)
@@ -112,7 +149,6 @@ class Server:
                 if time.monotonic() > deadline:
                     raise LabError(f"the agent in {self.uuid}: {error}") from error
                 time.sleep(0.5)  # the guest boots; nothing tells when its agent listens
-        self.probe.wait_running(deadline - time.monotonic())
 
     def hold(self) -> None:
         """Have its work stand still, with all its memory, until ``go_on``."""

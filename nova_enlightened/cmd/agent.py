@@ -34,7 +34,7 @@ def run(conf: cfg.ConfigOpts, ending: threading.Event) -> None:
         rpc.HostAPI(transport),
         rpc.ReportAPI(transport).cast,
     )
-    server = service.BusServer(transport, agent.host, agent.endpoint)
+    server = service.BusServer(transport, agent.host, agent.endpoint, agent.appliance_endpoint)
     try:
         agent.start()
         server.start()

@@ -33,6 +33,8 @@ from nova_enlightened.host import (
     provider_traits,
     recoveries,
 )
+from nova_enlightened.host.appliance_endpoint import ApplianceEndpoint
+from nova_enlightened.host.appliances import Appliances
 from nova_enlightened.host.armed import ArmedGuests
 from nova_enlightened.host.arrivals import Arrivals
 from nova_enlightened.host.collectors import reading as readings
@@ -134,6 +136,7 @@ class Agent:
             self.upkeep,
         )
         self.recovery = RecoveryCalls(conf, connection, calls, self._link_name, self.upkeep)
+        self.appliances = Appliances(conf, self._any_domain, self._qemu_group)
         surroundings = readings.Surroundings(options, conf.enlightened, connection.get)
         self._sampler = Sampler(
             readings.load(options.collectors, surroundings),
@@ -157,6 +160,7 @@ class Agent:
             )
         ]
         self.endpoint = self._endpoint()
+        self.appliance_endpoint = ApplianceEndpoint(self.appliances)
 
     def _endpoint(self) -> HostEndpoint:
         return HostEndpoint(
@@ -203,6 +207,7 @@ class Agent:
         self._spare.close()
         if self._traits is not None:
             self._traits.stop()
+        self.appliances.close()
         self._preparation.close()
         self.armed.close()
         self.metrics.close()
@@ -247,6 +252,7 @@ class Agent:
                 {
                     provider_traits.POST_COPY: report.capable,
                     provider_traits.CONTENDED: report.level is Level.ACT,
+                    provider_traits.STREAMING: self.appliances.offered,
                 }
             )
         self.metrics.reported(report, time.monotonic() - began)
@@ -271,6 +277,7 @@ class Agent:
                 LOG.warning("No guest can leave or arrive in its order: %s", obstacle)
         self._obstacles = found
         self.upkeep.look()
+        self.appliances.look()
         self.metrics.looked(self.upkeep.running(), len(self.orders.standing()))
 
     # -- answers ----------------------------------------------------------------------------
@@ -300,6 +307,7 @@ class Agent:
             ],
             "memory_available": None if report is None else report.memory_available,
             "relays": list(self.upkeep.running()),
+            "appliances": self.appliances.states(),
         }
 
     def announce(self) -> None:
@@ -322,6 +330,15 @@ class Agent:
     def _why_not(self) -> tuple[str, ...]:
         return self._obstacles + self._trouble
 
+    def _qemu_group(self) -> int | None:
+        return None if self._qemu_user is None else self._qemu_user[1]
+
+    def _any_domain(self, uuid: str) -> Any:
+        """A domain, running or not. :raises LibvirtError: there is none."""
+        connection = self._connection.get()
+        with translated(f"domain {uuid}"):
+            return connection.lookupByUUIDString(uuid)
+
     def _domain(self, uuid: str) -> Domain:
         domain = self._connection.domain(uuid)
         with translated(f"domain {uuid}"):
@@ -331,12 +348,10 @@ class Agent:
 
 
 class BusServer:
-    """Serves an agent's endpoint on the bus, which may be down, or refuse, when this starts."""
+    """Serves an agent's endpoints on the bus, which may be down, or refuse, when this starts."""
 
-    def __init__(
-        self, transport: oslo_messaging.Transport, host: str, endpoint: HostEndpoint
-    ) -> None:
-        self._served = (transport, rpc.host_target(host), [endpoint])
+    def __init__(self, transport: oslo_messaging.Transport, host: str, *endpoints: object) -> None:
+        self._served = (transport, rpc.host_target(host), list(endpoints))
         self._server: Any = None
         self._ending = threading.Event()
         self._starting = threading.Thread(target=self._start, name="bus-server", daemon=True)
