@@ -115,6 +115,11 @@ class ImageService:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
+    def reach(self) -> None:
+        """See that it lets this user in. :raises ImageServiceError: it does not, or is away."""
+        with _translated("Glance"):
+            self._connection.authorize()
+
     def register(
         self,
         name: str,

@@ -78,6 +78,7 @@ class Uploads:
         self._pool = concurrent.futures.ThreadPoolExecutor(workers, "upload")
         self._room = threading.Semaphore(workers)
         self._pending: list[concurrent.futures.Future[str]] = []
+        self._given_up = False
 
     def put(self, content: bytes) -> Object:
         """Store an object some time; waits while enough are under way.
@@ -87,7 +88,7 @@ class Uploads:
         self._raise_failed()
         self._room.acquire()
         self._progress.to_send(len(content))
-        future = self._pool.submit(put_object, self._store, content, self._progress.sent)
+        future = self._pool.submit(put_object, self._store, content, self._sent)
         future.add_done_callback(lambda _: self._room.release())
         self._pending.append(future)
         return Object(name_of(content), len(content))
@@ -98,8 +99,14 @@ class Uploads:
         self._raise_failed()
 
     def close(self) -> None:
-        """Begin no more."""
+        """Begin no more, and give up what is under way."""
+        self._given_up = True
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _sent(self, count: int) -> None:
+        if self._given_up and count > 0:
+            raise exception.StoreRefused("the upload was given up")
+        self._progress.sent(count)
 
     def _raise_failed(self) -> None:
         for future in self._pending:
@@ -116,6 +123,14 @@ class Parent:
     manifest: Manifest
     index: ChunkIndex
     table: UnitTable
+
+
+def reach(store: WritableStore) -> None:
+    """See that there is a store, before anything is done for it. :raises StoreError: there is none.
+
+    Whether it can be written to only an upload shows.
+    """
+    store.exists(f"{APPLIANCES}/{'0' * 64}.json")
 
 
 def read_index(store: WritableStore, manifest: Manifest) -> ChunkIndex:

@@ -444,6 +444,42 @@ def test_what_is_wrong_is_said_with_what_to_do(
     assert words in capsys.readouterr().err
 
 
+def test_a_store_that_is_away_is_found_out_before_anything_is_captured(
+    operator: Operator, capture: Capture, tmp_path: pathlib.Path
+) -> None:
+    words = publish_words(capture, tmp_path / "work")
+    operator_url = f"http://127.0.0.1:{store_servers.free_port()}/store"
+    asked = ["appliance", *words, "--store", operator_url]
+    assert command.run(command.parser().parse_args(asked), operator.context) == 1
+    assert not (tmp_path / "work").exists()
+
+
+def test_an_upload_that_is_given_up_ends_soon(
+    nginx: store_servers.Nginx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_writable(nginx.url)
+    began, given_up = threading.Event(), threading.Event()
+
+    class Slow(Progress):
+        def sent(self, count: int) -> None:
+            began.set()
+            assert given_up.wait(30)
+
+    uploads = publishing.Uploads(store, Slow())
+    shutdown = uploads._pool.shutdown
+
+    def noted(**how: bool) -> None:
+        given_up.set()
+        shutdown(**how)
+
+    monkeypatch.setattr(uploads._pool, "shutdown", noted)
+    uploads.put(bytes(32 << 20))
+    assert began.wait(30)
+    uploads.close()
+    assert nginx.requests("PUT") == []
+    store.close()
+
+
 def test_the_stub_is_a_boot_sector_that_speaks() -> None:
     assert len(STUB) == 512
     assert STUB[-2:] == b"\x55\xaa"

@@ -34,7 +34,11 @@ def publish(arguments: argparse.Namespace, context: Context) -> int:
         parent = None
         if arguments.parent:
             parent = publishing.read_parent(store, arguments.parent)
+        # What can be known to fail is found out before the server stops.
+        publishing.reach(store)
         images = _images(context) if arguments.image else None
+        if images is not None:
+            images.reach()
         with _capture(arguments, context) as capture, bars(arguments.json) as progress:
             done = publishing.publish(
                 capture, store, arguments.name, parent, progress, arguments.level
