@@ -17,6 +17,7 @@ from rich.table import Table
 
 from bench import (
     cloud,
+    cloud_streaming,
     contention,
     faults,
     fleet,
@@ -47,6 +48,7 @@ SCENARIOS: dict[str, Callable[[Session], Outcome]] = {
     "fleet": fleet.fleet,
     "monitor": monitor.monitor,
     "cloud": cloud.cloud,
+    "cloud_streaming": cloud_streaming.cloud_streaming,
     "soak": soak.soak,
     "fuzz": fuzz.fuzz,
 }

@@ -115,7 +115,14 @@ class Guest:
 
 def ping_redis(address: str) -> None:
     """Ask redis there whether it lives. Raises OSError where nobody says so in time."""
+    if redis_says(address, "PING") != "+PONG":
+        raise ConnectionError("redis answers something else")
+
+
+def redis_says(address: str, *words: str) -> str:
+    """What redis there answers to a command: a status with its sign, or a string. OSError."""
     with socket.create_connection((address, REDIS_PORT), timeout=2.0) as connection:
-        connection.sendall(b"PING\r\n")
-        if not connection.recv(64).startswith(b"+PONG"):
-            raise ConnectionError("redis answers something else")
+        connection.sendall(" ".join(words).encode() + b"\r\n")
+        with connection.makefile("r", encoding="utf-8", newline="\r\n") as answer:
+            line = answer.readline().rstrip("\r\n")
+            return answer.readline().rstrip("\r\n") if line.startswith("$") else line

@@ -47,18 +47,20 @@ class Server:
         cls, cloud: Cloud, name: str, host: str | None = None, flavor: str = "m1.lab",
         **wanted: Any,
     ) -> Server:  # fmt: skip
-        """A new server, on ``host`` where given; keywords are openstacksdk's ``create_server``.
+        """A new server, on ``host`` where given; keywords are openstacksdk's ``create_server``,
+        ``image_id`` among them: by default it is the laboratory's guest.
 
-        It runs when this returns; its guest begins to boot. Raises LabError where Nova fails.
+        It runs when this returns; its guest begins to boot, or goes on where it was stored.
+        Raises LabError where Nova fails.
         """
 
         def ask(api: Any) -> Any:
             compute = api.compute
             if host is not None:
                 wanted["host"] = host
+            wanted.setdefault("image_id", api.image.find_image(IMAGE).id)
             made = compute.create_server(
                 name=name,
-                image_id=api.image.find_image(IMAGE).id,
                 flavor_id=compute.find_flavor(flavor).id,
                 networks=[{"uuid": api.network.find_network(NETWORK).id}],
                 **wanted,

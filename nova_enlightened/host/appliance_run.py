@@ -149,6 +149,8 @@ class Run:
         self._ended.set()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(FOLLOW_S * 4)
+        if self.player.state().get("executing"):
+            self._keep_trace()
         self._remove()
 
     def let_go(self) -> None:
