@@ -61,6 +61,11 @@ function configure_nova_enlightened_compute {
     iniset "$conf" enlightened link_address "$NOVA_ENLIGHTENED_LINK_ADDRESS"
     iniset "$conf" enlightened link_tls "$NOVA_ENLIGHTENED_LINK_TLS"
     iniset "$conf" enlightened_agent host "$host"
+    if [[ -n "$NOVA_ENLIGHTENED_STORES" ]]; then
+        iniset "$conf" enlightened_streaming stores "$NOVA_ENLIGHTENED_STORES"
+        iniset "$conf" enlightened_streaming cache_directory "$NOVA_ENLIGHTENED_STATE_DIR/chunks"
+        iniset "$conf" enlightened_streaming cache_limit "$NOVA_ENLIGHTENED_CACHE_LIMIT"
+    fi
     if [[ "$NOVA_ENLIGHTENED_LINK_TLS" != "off" ]]; then
         make_nova_enlightened_certificates "$host"
         iniset "$conf" enlightened link_tls_ca "$NOVA_ENLIGHTENED_TLS_DIR/ca.pem"

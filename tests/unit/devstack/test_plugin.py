@@ -183,6 +183,19 @@ def test_a_value_from_local_conf_wins(stack: dict[str, str]) -> None:
     assert not pathlib.Path(stack["NOVA_ENLIGHTENED_CONF_DIR"], "tls").exists()
 
 
+def test_hosts_stream_from_no_store_unless_one_is_named(stack: dict[str, str]) -> None:
+    plugin(stack, "stack", "post-config")
+    assert ours(stack).enlightened_streaming.stores == []
+
+
+def test_hosts_stream_from_the_stores_of_local_conf(stack: dict[str, str]) -> None:
+    stack["NOVA_ENLIGHTENED_STORES"] = "https://a.example.org/,file:///srv/a/"
+    plugin(stack, "stack", "post-config")
+    streaming = ours(stack).enlightened_streaming
+    assert streaming.stores == ["https://a.example.org/", "file:///srv/a/"]
+    assert streaming.cache_limit == 10240
+
+
 def test_nova_is_given_the_driver_and_may_use_post_copy(stack: dict[str, str]) -> None:
     plugin(stack, "stack", "post-config")
     read = nova(stack)
