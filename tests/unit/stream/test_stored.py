@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -152,3 +153,15 @@ def test_a_header_that_is_cut_off_is_refused() -> None:
     file = made.saved(b"")
     with pytest.raises(StreamError, match="cut off"):
         save_file.parse(file[:120])
+
+
+def test_a_stream_is_read_much_faster_than_a_store_is_written() -> None:
+    # Loose: fifty times slower than measured, so only a loop gone wrong is below.
+    ram = RamBlock("pc.ram", 8192 * 4096, 4096)
+    records = [record(None if number else "pc.ram", number, page(number)) for number in range(8192)]
+    stream = made.start([ram]) + part(records, last=True) + made.ending()
+    began = time.process_time()
+    found = stored.read(stream)
+    for first in range(0, len(found.positions), 1024):
+        stored.gather(stream, found.positions[first : first + 1024])
+    assert len(stream) / (time.process_time() - began) > 50e6
