@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 from lab.domain import GuestSpec
 from lab.errors import LabError
@@ -24,7 +24,7 @@ from lab.programs import Program
 SESSION_PORT = 5601
 LEARNED = (11, 12, 13)
 _NOT_LEARNED = 1000
-_READY_S, _FILL_S = 20.0, 180.0
+_READY_S, _FILL_S, _AGAIN_S = 30.0, 300.0, 0.1
 
 
 def measured(number: int) -> int:
@@ -84,13 +84,34 @@ APPLIANCES = {appliance.name: appliance for appliance in (REDIS, WEB, SESSION)}
 
 
 class Users(Protocol):
-    """Users at work."""
+    """Users who are ready, and begin when they are let in."""
+
+    def let_in(self) -> None:
+        """The service is there, they are told: now they ask."""
 
     def stop(self) -> None:
         """They leave."""
 
     def check(self) -> None:
         """Raises LabError when they gave up by themselves."""
+
+
+class _LoadUsers:
+    """A load program, which waits for a file."""
+
+    def __init__(self, program: Program, word: Path) -> None:
+        self._program = program
+        self._word = word
+
+    def let_in(self) -> None:
+        self._word.touch()
+
+    def stop(self) -> None:
+        self._program.stop()
+        self._word.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        self._program.check()
 
 
 class _SessionUser:
@@ -106,9 +127,8 @@ class _SessionUser:
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="session-user", daemon=True)
 
-    def start(self) -> Self:
+    def let_in(self) -> None:
         self._thread.start()
-        return self
 
     def _ask(self) -> None:
         while not self._enough.is_set():
@@ -118,31 +138,36 @@ class _SessionUser:
             try:
                 self._socket.sendto(self._order, self._target)
             except OSError:
-                pass  # the guest's address is not there yet
-            self._enough.wait(0.02)
+                pass  # the guest's card is not there yet
+            self._enough.wait(_AGAIN_S)
 
     def stop(self) -> None:
         self._enough.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self._socket.close()
 
     def check(self) -> None:
         """It never gives up."""
 
 
-def users(lab: Lab, appliance: Appliance, seed: int, *, patience_s: float = 300.0,
-          fill: bool = False) -> tuple[Users, Probe]:  # fmt: skip
-    """Users with the input ``seed``, at work or trying to be; their work is seen on the probe.
+def users(
+    lab: Lab, appliance: Appliance, seed: int, *, patience_s: float = 300.0, fill: bool = False
+) -> tuple[Users, Probe]:
+    """Users with the input ``seed``; their work is seen on the probe.
 
-    They try for ``patience_s`` to be let in, and do so already when this returns. ``fill`` has
-    them bring the data set first.
+    They are ready when this returns, and wait to be let in. Then they are patient for
+    ``patience_s``. With ``fill`` they have brought the data set before.
     """
     know_address(lab, appliance)
     probe = lab.collector.probe(appliance.name)
     probe.restart()
     if not appliance.load:
-        return _SessionUser(lab, appliance, seed, probe).start(), probe
-    words = [appliance.address, "--name", appliance.name, "--patience", str(patience_s)]
+        return _SessionUser(lab, appliance, seed, probe), probe
+    word = lab.run_dir / f"let-in-{appliance.name}"
+    word.unlink(missing_ok=True)
+    words = [appliance.address, "--name", appliance.name, "--patience", str(patience_s),
+             "--after", str(word)]  # fmt: skip
     for key, value in {**appliance.words, "seed": seed, "rate": appliance.rate}.items():
         words += [f"--{key.replace('_', '-')}", str(value)]
     if appliance.fill:
@@ -153,7 +178,7 @@ def users(lab: Lab, appliance: Appliance, seed: int, *, patience_s: float = 300.
         if probe.wait_next(0.5) is None and time.monotonic() > deadline:
             program.stop()
             raise LabError(f"the users of {appliance.name} do not come: {program.log}")
-    return program, probe
+    return _LoadUsers(program, word), probe
 
 
 def know_address(lab: Lab, appliance: Appliance) -> None:

@@ -10,12 +10,13 @@ import select
 import socket
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
 from lab.probe import DATAGRAM, MAGIC
 
 PERIOD_S = 0.02
-_TRY_S, _BETWEEN_S = 3.0, 0.1
+_REFUSED_S, _LOOK_S = 0.05, 0.005
 
 
 class Client(Protocol):
@@ -53,52 +54,29 @@ class Reporter:
 def connected(address: str, port: int, patience_s: float) -> socket.socket:
     """A connection, tried for until ``patience_s`` is over: then OSError is raised.
 
-    A server that is about to start answers no SYN, and the kernel would not send the next one
-    for a second; one that has just started may take longer to answer than between two tries. So a
-    new try begins each tenth of a second beside those under way, and the first to succeed wins.
+    One try at a time, and no hurry: a server whose pages come one by one is kept from answering
+    by those who ask again and again.
     """
     deadline = time.monotonic() + patience_s
-    tries: list[tuple[socket.socket, float]] = []
-    try:
-        while time.monotonic() < deadline:
-            tries.append((_try(address, port), time.monotonic() + _TRY_S))
-            made = _first(tries)
-            if made is not None:
-                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                made.setblocking(True)
-                return made
-    finally:
-        for other, _ in tries:
-            other.close()
-    raise TimeoutError(f"{address} did not answer in {patience_s:.0f} s")
+    while True:
+        try:
+            made = socket.create_connection((address, port), timeout=patience_s)
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_REFUSED_S)
+        else:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.settimeout(None)
+            return made
 
 
-def _try(address: str, port: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    made.setblocking(False)
-    made.connect_ex((address, port))
-    return made
-
-
-def _first(tries: list[tuple[socket.socket, float]]) -> socket.socket | None:
-    """Wait for a try to succeed, until the next one is due; what failed or is old is closed."""
-    due = time.monotonic() + _BETWEEN_S
-    while (left := due - time.monotonic()) > 0:
-        poll = select.poll()
-        by_fd = {made.fileno(): (made, until) for made, until in tries}
-        for fd in by_fd:
-            poll.register(fd, select.POLLOUT)
-        for fd, _ in poll.poll(left * 1000):
-            made = by_fd[fd][0]
-            tries.remove(by_fd[fd])
-            if made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
-                return made
-            made.close()
-    old = [one for one in tries if one[1] < time.monotonic()]
-    for one in old:
-        one[0].close()
-        tries.remove(one)
-    return None
+def wait_for_word(word: Path) -> None:
+    """Until somebody has made the file ``word``. It is looked for each 5 ms: it comes from
+    outside of this process's namespaces, and starts a clock.
+    """
+    while not word.exists():
+        time.sleep(_LOOK_S)
 
 
 C = TypeVar("C", bound=Client)

@@ -17,6 +17,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -183,10 +184,17 @@ class _Client:
         return self._awaited == 0
 
 
-def drive(address: str, load: Load, reporter: Reporter, patience_s: float = 30.0) -> None:
-    """Keep every connection busy, for ever. Raises ConnectionError or OSError when one fails."""
+def drive(
+    address: str, load: Load, reporter: Reporter, patience_s: float, after: Path | None
+) -> None:
+    """Keep every connection busy, for ever. Raises ConnectionError or OSError when one fails.
+
+    ``after``: the file to wait for before the first connection.
+    """
     requests = Requests(load)
     reporter.send(False, 0)
+    if after is not None:
+        pacing.wait_for_word(after)
     clients = {}
     for _ in range(load.connections):
         client = _Client(connected(address, REDIS_PORT, patience_s), requests)
@@ -203,6 +211,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--fill", choices=FILLS, default=FILLS[0], help="the data set, before")
     parser.add_argument("--patience", type=float, default=30.0, help="s to wait for an answer")
+    parser.add_argument("--after", type=Path, help="do nothing before this file is there")
     defaults = Load()
     for field in Load.__dataclass_fields__:
         value = getattr(defaults, field)
@@ -213,7 +222,7 @@ def main() -> int:
     try:
         if wanted.fill != "nothing":
             populate(wanted.address, load, wanted.fill)
-        drive(wanted.address, load, reporter, wanted.patience)
+        drive(wanted.address, load, reporter, wanted.patience, wanted.after)
     except (OSError, struct.error) as error:
         print(f"redis load on {wanted.address}: {error}", file=sys.stderr)
         return 1

@@ -103,6 +103,7 @@ def _warm(lab: Lab, appliance: Appliance, tell: Callable[[str], None]) -> float:
     tell(f"{appliance.name} gets its data and works")
     users, probe = appliances.users(lab, appliance, _WARM_SEED, fill=True)
     try:
+        users.let_in()
         _until(lambda: appliances.first_answer(probe) is not None, 180.0,
                f"{appliance.name} answers nobody")  # fmt: skip
         users.check()

@@ -9,6 +9,7 @@ import argparse
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from lab import pacing
 from lab.probe import PORT
@@ -108,6 +109,7 @@ def main() -> int:
     parser.add_argument("--collector", default="10.78.0.1")
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--patience", type=float, default=30.0, help="s to wait for an answer")
+    parser.add_argument("--after", type=Path, help="do nothing before this file is there")
     defaults = Reading()
     for field in Reading.__dataclass_fields__:
         value = getattr(defaults, field)
@@ -118,6 +120,8 @@ def main() -> int:
     reporter = pacing.Reporter(wanted.name, (wanted.collector, wanted.port))
     reporter.send(False, 0)
     try:
+        if wanted.after is not None:
+            pacing.wait_for_word(wanted.after)
         clients = {}
         for _ in range(reading.connections):
             made = pacing.connected(wanted.address, HTTP_PORT, wanted.patience)

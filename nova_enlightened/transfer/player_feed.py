@@ -35,7 +35,9 @@ class Feed:
     """One VM's contents on their way; of the event loop's thread.
 
     :param memory: None where only the disks are played.
-    :param prefetch: whether to fetch what nobody asked for.
+    :param prefetch: whether to fetch what nobody asked for. Without, QEMU does not get either
+        what came along in the chunk of a page that was asked for, before it asks for that too:
+        else nobody would see that it is touched.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Feed:
         self._done: collections.deque[Fetched] = collections.deque()
         self._retries = Retries()
         self._again: dict[tuple[int, int], Fetch] = {}
+        self._held: dict[int, npt.NDArray[np.uint8]] = {}
         self.prefetch = prefetch
         self.playback = self._made(prefetch, tail)
         self.bytes_stored = 0
@@ -67,6 +70,8 @@ class Feed:
     def _made(self, prefetch: bool, tail: bool) -> Playback:
         plan = self._appliance.plan if prefetch else None
         made = Playback(self._appliance.space, self._appliance.layers, plan, tail and prefetch)
+        for number, kept in enumerate(self._appliance.kept):
+            made.have(number, kept)
         if self._memory is None:
             self._leave_out(made, np.ones(self._appliance.space.memory_pages, np.bool_))
         return made
@@ -79,6 +84,7 @@ class Feed:
     def fill(self) -> None:
         """From now on fetch everything."""
         self.prefetch = True
+        self._held.clear()
         self._retries = Retries()
         self.playback = self._made(prefetch=True, tail=True)
         self.took_up()
@@ -100,7 +106,10 @@ class Feed:
     def wanted(self, places: Sequence[int]) -> None:
         """A guest waits for these places, as far as they are not here."""
         for place in places:
-            if not self.playback.fault(place) and place >= self._appliance.space.memory_pages:
+            held = self._held.pop(place, None)
+            if held is not None and self._memory is not None:
+                self._memory.put(np.array([place], np.uint32), held, urgent=True)
+            elif not self.playback.fault(place) and place >= self._appliance.space.memory_pages:
                 self._bring_again(place)
 
     def _bring_again(self, place: int) -> None:
@@ -176,9 +185,24 @@ class Feed:
         rows = self._rows(layer, fetch, places)
         inside = places < self._appliance.space.memory_pages
         if self._memory is not None and inside.any():
-            self._memory.put(places[inside], units[rows[inside]], urgent=fetch.urgent)
+            self._put(self._memory, places[inside], units[rows[inside]], urgent=fetch.urgent)
         if not inside.all():
             self._disks.arrived(places[~inside], units[rows[~inside]])
+
+    def _put(
+        self,
+        memory: Memory,
+        places: npt.NDArray[np.uint32],
+        pages: npt.NDArray[np.uint8],
+        *,
+        urgent: bool,
+    ) -> None:
+        if not self.prefetch:
+            asked = np.array([int(place) in memory.waiting for place in places], np.bool_)
+            for place, page in zip(places[~asked].tolist(), pages[~asked], strict=True):
+                self._held[place] = page[None]
+            places, pages = places[asked], pages[asked]
+        memory.put(places, pages, urgent=urgent)
 
     @staticmethod
     def _rows(

@@ -181,6 +181,19 @@ def test_a_learning_run_brings_what_is_asked_for_and_records_it(stage: Stage) ->
     stage.qemu.assert_whole()
 
 
+def test_a_learning_run_sees_a_page_touched_whose_chunk_came_for_another(stage: Stage) -> None:
+    block, address = STORED_PAGE
+    neighbour = (block, address + UNIT)
+    stage.executing(record=True)
+    stage.qemu.ask(*STORED_PAGE)
+    stage.qemu.until(STORED_PAGE)
+    assert neighbour not in stage.qemu.memory
+    stage.qemu.ask(*neighbour)
+    stage.qemu.until(neighbour)
+    state = stage.until(lambda state: state["touched"] == 2)
+    assert state["progress"]["fetches"] == 1
+
+
 @pytest.mark.parametrize("taken", [0, 1, 37, 200, 400])
 def test_a_killed_player_comes_back_and_no_page_comes_twice(stage: Stage, taken: int) -> None:
     stage.executing(bandwidth_limit=2e6)
@@ -220,7 +233,11 @@ def test_a_second_player_needs_no_store(stage: Stage) -> None:
     stage.executing()
     stage.qemu.all_pages()
     stage.qemu.assert_whole()
-    assert stage.until_phase("complete")["progress"]["bytes_from_store"] == 0
+    stage.until_phase("complete")
+    whole = stage.directory / "vda.raw"
+    tool("qemu-img", "convert", "-f", "raw", "-O", "raw", stage.export, str(whole))
+    assert whole.read_bytes() == stage.appliance.disk
+    assert stage.state()["progress"]["bytes_from_store"] == 0
 
 
 def test_a_damaged_cache_is_fetched_again(stage: Stage) -> None:

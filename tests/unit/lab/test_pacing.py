@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -52,5 +53,11 @@ def test_a_connection_comes_about_as_soon_as_somebody_listens() -> None:
 def test_patience_ends() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
-        with pytest.raises(TimeoutError):
+        with pytest.raises(ConnectionRefusedError):
             pacing.connected("127.0.0.1", reserved.getsockname()[1], 0.15)
+
+
+def test_a_word_that_is_there_is_not_waited_for(tmp_path: Path) -> None:
+    word = tmp_path / "word"
+    word.touch()
+    pacing.wait_for_word(word)
