@@ -30,6 +30,7 @@ from nova_enlightened.stream.wire import (
     RAM_SECTION_VERSION,
     TARGET_PAGE_BITS,
     TARGET_PAGE_SIZE,
+    CommandKind,
     RamFlag,
     SectionType,
 )
@@ -145,8 +146,11 @@ class _Reading:
 
     def _ram_section_part(self, kind: int) -> None:
         reader = self._reader
-        self.section = "ram"
         reader.take(1)
+        if kind == SectionType.COMMAND:
+            self._command()
+            return
+        self.section = "ram"
         section_id = reader.number(4)
         if kind == SectionType.START:
             name = text(reader.counted())
@@ -163,6 +167,12 @@ class _Reading:
         self._records()
         if reader.number(1) != SectionType.FOOTER or reader.number(4) != section_id:
             raise self._wrong("no footer behind the RAM section")
+
+    def _command(self) -> None:
+        """QEMU 10.0 says where the guest has been stopped; a post-copy cannot be stored."""
+        number, _ = sections.read_command(self._reader)
+        if number != CommandKind.SWITCHOVER_START:
+            raise self._wrong(f"command {number} cannot be stored")
 
     def _setup(self) -> None:
         word = self._reader.number(8)

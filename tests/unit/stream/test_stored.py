@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nova_enlightened.exception import StreamError
 from nova_enlightened.stream import encode, save_file, stored
 from nova_enlightened.stream.events import Configuration, RamBlock
+from nova_enlightened.stream.wire import CommandKind
 from tests.unit.stream import stored_streams as made
 from tests.unit.stream.stored_streams import page, part, record
 
@@ -66,6 +67,16 @@ def test_device_state_and_description_are_what_the_stream_ends_with() -> None:
     assert found.ram_section_id == 3
 
 
+def test_where_the_guest_was_stopped_may_be_marked() -> None:
+    mark = encode.command(CommandKind.SWITCHOVER_START)
+    parts = [part([record("pc.ram", 3, page(3))]), mark, part([record(None, 4, page(4))], True)]
+    stream = made.start() + b"".join(parts) + mark + made.ending()
+    pages = pages_of(stream)
+    assert (pages[3], pages[4]) == (page(3), page(4))
+    found = stored.read(stream)
+    assert stream[slice(*found.device_state)] == made.DEVICE
+
+
 def test_a_stream_cut_off_anywhere_is_refused() -> None:
     stream = made.whole([record("pc.ram", 1, page(1)), record(None, 2, None)])
     for length in itertools.chain(range(300), range(300, len(stream), 97)):
@@ -98,6 +109,7 @@ def test_damage_gives_an_error_or_another_reading_never_a_crash(data: st.DataObj
         (made.start([RamBlock("pc.ram", 1 << 45, 4096)]) + made.ending(), "bytes of RAM"),
         (encode.header() + made.DEVICE, "configuration"),
         (encode.header() + encode.configuration(made.MACHINE) + made.ending(), "before any RAM"),
+        (made.start() + encode.postcopy_advise(), "command 3"),
         (b"\x11\x22\x33\x44" + bytes(64), "not a migration stream"),
     ],
 )
