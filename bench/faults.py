@@ -85,11 +85,16 @@ def faults_survived(session: Session) -> Outcome:
             session.tell(f"{kind.measure}: {len(cases)} of {wanted}")
             cases += batch(lab, guests, kind, min(together, wanted - len(cases)), dice)
         values[kind.measure] = [float(sum(case.survived for case in cases))]
-        runs += [asdict(case) for case in cases]
+        runs += [kept(number, case) for number, case in enumerate(cases, 1)]
         if wanted != kind.cases:
             notes.append(f"{kind.measure}: {wanted} cases only")
         notes += [f"{case.kind} {case.where}: {case.words}" for case in cases if not case.survived]
     return Outcome(values, versions(lab), runs, notes)
+
+
+def kept(number: int, case: Case) -> dict[str, Any]:
+    """A case as JSON values."""
+    return {"round": number, "way": case.kind, **asdict(case)}
 
 
 class Guests:
