@@ -18,7 +18,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from nova_enlightened.transfer.byte_ranges import ByteRanges
@@ -140,6 +140,16 @@ class ChunkCache:
             self._suffer(error)
             return None
         return data if len(data) == length else None
+
+    def holds(self, pack: str, ranges: Iterable[tuple[int, int]]) -> list[bool]:
+        """Which of some ranges (offset, length) of a pack are here whole."""
+        listed = list(ranges)
+        with contextlib.suppress(OSError), self._mutex:
+            entry = self._pack(pack, make=False)
+            if entry is not None:
+                entry.refresh()
+                return [entry.ranges.covers(begin, begin + size) for begin, size in listed]
+        return [False] * len(listed)
 
     def write(self, pack: str, offset: int, data: bytes | memoryview) -> None:
         """Keep a range of a pack, if there is room."""

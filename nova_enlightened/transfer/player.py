@@ -37,6 +37,8 @@ LOG = logging.getLogger(__name__)
 STATE_INTERVAL_S: Final = 0.25
 IDLE_S: Final = 120.0
 """A player whose VM has all its memory, and whose disks nobody has open for this long, ends."""
+LINGER_S: Final = 60.0
+"""How long a player whose VM cannot be started says so, and has its disks negotiated."""
 JOIN_S: Final = 2.0
 
 
@@ -69,6 +71,7 @@ class Player:
         self._may_play = spec.resume
         self._stopping: str | None = None
         self._ended = False
+        self._linger_until = 0.0
         self._state_due = 0.0
         self._executing_since: float | None = None
         self._ready_since: float | None = None
@@ -80,7 +83,7 @@ class Player:
         """Play until everything is done, or the end is asked for. Answers the exit status."""
         try:
             self._open()
-            while self._stopping is None and self.error is None and not self._done:
+            while self._stopping is None and not self._over and not self._done:
                 self._turn()
         except exception.EnlightenedError as error:
             LOG.exception("The player ends")
@@ -141,6 +144,11 @@ class Player:
     def _fail(self, reason: str) -> None:
         self.error = self.error or reason
 
+    @property
+    def _over(self) -> bool:
+        """Whether it failed, and nobody needs to be told any more."""
+        return self.error is not None and time.monotonic() > self._linger_until
+
     # -- loading ----------------------------------------------------------------------------
 
     def _load(self) -> None:
@@ -168,7 +176,7 @@ class Player:
         self._appliance = appliance
         self._trace = KeptTrace(spec.trace, appliance.digest, space.places, learning=spec.record)
         if spec.resume:
-            self._take_up_times()
+            self._trace.take_up(time.monotonic())
         self._disks = Disks(space, appliance.zero, self._selector, self._on_disk_read)
         if spec.qemu_socket is not None:
             self._memory = Memory(
@@ -196,16 +204,6 @@ class Player:
         )
         self._fetchers.start()
         self._open_disks()
-
-    def _take_up_times(self) -> None:
-        """The guest's time goes on where it was, not anew with each player."""
-        assert self._trace is not None
-        try:
-            former = json.loads(pathlib.Path(self.spec.state).with_suffix(".began").read_text())
-            self._trace.take_up(float(former["began"]))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            LOG.warning("When the guest was started is not known: %s", error)
-            self._trace.take_up(time.monotonic())
 
     def _open_disks(self) -> None:
         assert self._disks is not None
@@ -239,9 +237,15 @@ class Player:
             self._state_due = time.monotonic() + STATE_INTERVAL_S
 
     def _work(self, feed: Feed, now: float) -> None:
+        if self.error is not None:
+            return
         feed.work(now, executing=self._executing)
         if feed.fatal is not None:
             self._fail(feed.fatal)
+            if self._memory is not None and self._memory.step is Step.CLOSED:
+                # Its domain may be about to be made: a QEMU whose disk is gone would end with
+                # other words than these.
+                self._linger_until = now + LINGER_S
             return
         self._play_if_due(feed, now)
         if self._memory is not None:
@@ -299,16 +303,8 @@ class Player:
         if self.spec.resume:
             memory.resume(self.spec.qemu_socket)
             return
-        self._trace.began = now
-        self._note_began(now)
+        self._trace.begin(now)
         memory.open(self.spec.qemu_socket, appliance.manifest.configuration, appliance.device_state)
-
-    def _note_began(self, now: float) -> None:
-        path = pathlib.Path(self.spec.state).with_suffix(".began")
-        try:
-            path.write_text(json.dumps({"began": now}))
-        except OSError as error:
-            LOG.warning("Not written: %s", error)
 
     def _rewatch(self, memory: Memory) -> None:
         if memory.socket is None or memory.step is Step.ENDED:

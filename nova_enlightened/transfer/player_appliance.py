@@ -31,6 +31,8 @@ class Appliance:
     """An appliance, ready to be played.
 
     :ivar layers: the plan's layer first, where there is a plan; the base layer last.
+    :ivar kept: of each layer the chunks that hold nothing but parts of disks, and are in this
+        host's cache: they need not be read before the guest wants them.
     :ivar zero: bool[places]: contents are zero.
     """
 
@@ -40,6 +42,7 @@ class Appliance:
     layers: tuple[ChunkIndex, ...]
     plan: PrefetchPlan | None
     device_state: bytes
+    kept: tuple[npt.NDArray[np.int64], ...]
     zero: npt.NDArray[np.bool_]
 
     @property
@@ -92,7 +95,18 @@ def read_appliance(
     base = _index(store, cache, manifest.base_index, manifest.packs, space.places)
     layers.append(base)
     state = _known(store, cache, manifest.device_state) if memory else b""
-    return Appliance(manifest, digest, space, tuple(layers), plan, state, base.zero)
+    kept = tuple(_kept(cache, layer, space.memory_pages) for layer in layers)
+    return Appliance(manifest, digest, space, tuple(layers), plan, state, kept, base.zero)
+
+
+def _kept(cache: ChunkCache, layer: ChunkIndex, pages: int) -> npt.NDArray[np.int64]:
+    of_disks = np.ones(layer.chunks, np.bool_)
+    of_disks[layer.chunk_of[:pages][layer.stored[:pages]]] = False
+    for number, pack in enumerate(layer.packs):
+        wanted = np.flatnonzero(of_disks & (layer.pack == number))
+        offsets, lengths = layer.offset[wanted].tolist(), layer.length[wanted].tolist()
+        of_disks[wanted] = cache.holds(pack, zip(offsets, lengths, strict=True))
+    return np.flatnonzero(of_disks)
 
 
 def _index(

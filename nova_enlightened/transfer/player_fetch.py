@@ -4,6 +4,7 @@
 import collections
 import dataclasses
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -88,7 +89,11 @@ class Fetchers:
         self._throttle = Throttle(rate) if rate is not None else None
         self._urgent: collections.deque[Fetch] = collections.deque()
         self._background: collections.deque[Fetch] = collections.deque()
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
+        self._ready_reserved = threading.Condition(self._lock)
+        # More threads at once than there are processors only wait for each other.
+        self._slots = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
         self._closed = threading.Event()
         self._threads = [
             threading.Thread(
@@ -104,18 +109,20 @@ class Fetchers:
 
     def submit(self, fetch: Fetch) -> None:
         """Have a range brought."""
-        with self._ready:
+        with self._lock:
             (self._urgent if fetch.urgent else self._background).append(fetch)
-            # All: one that is reserved might be the only one woken, for what it does not do.
-            self._ready.notify_all()
+            if fetch.urgent:
+                self._ready_reserved.notify()
+            self._ready.notify()
 
     def close(self) -> None:
         """End; what is under way is waited for as long as the store takes over a range."""
         self._closed.set()
-        with self._ready:
+        with self._lock:
             self._urgent.clear()
             self._background.clear()
             self._ready.notify_all()
+            self._ready_reserved.notify_all()
         self._store.close()
 
     def join(self, seconds: float) -> None:
@@ -125,13 +132,13 @@ class Fetchers:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _take(self, reserved: bool) -> Fetch | None:
-        with self._ready:
+        with self._lock:
             while not self._closed.is_set():
                 if self._urgent:
                     return self._urgent.popleft()
                 if self._background and not reserved:
                     return self._background.popleft()
-                self._ready.wait()
+                (self._ready_reserved if reserved else self._ready).wait()
         return None
 
     def _work(self, reserved: bool) -> None:
@@ -187,6 +194,14 @@ class Fetchers:
         self, fetch: Fetch, data: bytes, decompressor: zstandard.ZstdDecompressor
     ) -> npt.NDArray[np.uint8]:
         """:raises ChunkError: one of the chunks is not what it should be."""
+        if fetch.urgent:
+            return self._unpacked(fetch, data, decompressor)
+        with self._slots:
+            return self._unpacked(fetch, data, decompressor)
+
+    def _unpacked(
+        self, fetch: Fetch, data: bytes, decompressor: zstandard.ZstdDecompressor
+    ) -> npt.NDArray[np.uint8]:
         layer = self._layers[fetch.layer]
         view = memoryview(data)
         units = []

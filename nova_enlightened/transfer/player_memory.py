@@ -304,6 +304,8 @@ class Memory:
                 if status:
                     raise exception.PlayerError(f"QEMU gave up with error {status}")
                 self._go(Said.SHUT)
+                # What is left was never sent because it is zero, and QEMU knows by now.
+                self.waiting.clear()
             case rp.SwitchoverAck():
                 pass
             case rp.Unknown():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps the trace of a run on disk, across players of one VM."""
 
+import json
 import logging
 import os
 import pathlib
@@ -24,6 +25,7 @@ class KeptTrace:
 
     def __init__(self, path: str, manifest: str, places: int, *, learning: bool) -> None:
         self.path = path
+        self._clock = pathlib.Path(path + ".began")
         self._places = places
         self._manifest = manifest
         self._recorder = TraceRecorder(manifest, places, learning=learning)
@@ -35,12 +37,21 @@ class KeptTrace:
     def __len__(self) -> int:
         return len(self._recorder)
 
-    def take_up(self, began: float | None) -> None:
-        """Go on with what a former player of the same VM recorded.
+    def begin(self, now: float) -> None:
+        """The guest is started."""
+        self.began = now
+        try:
+            self._clock.write_text(json.dumps({"began": now}))
+        except OSError as error:
+            LOG.warning("When the guest was started is not noted: %s", error)
 
-        :param began: when the guest was started, by the same clock.
-        """
-        self.began = began
+    def take_up(self, now: float) -> None:
+        """Go on with what a former player of the same VM recorded, by the same clock."""
+        try:
+            self.began = float(json.loads(self._clock.read_text())["began"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            LOG.warning("When the guest was started is not known: %s", error)
+            self.began = now
         try:
             former = Trace.decode(pathlib.Path(self.path).read_bytes(), self._places)
         except FileNotFoundError:
