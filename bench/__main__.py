@@ -30,6 +30,7 @@ from bench import (
     results,
     scattered,
     soak,
+    streaming,
     tables,
 )
 from bench.registry import Measure, UnknownMeasure
@@ -47,6 +48,7 @@ SCENARIOS: dict[str, Callable[[Session], Outcome]] = {
     "faults": faults.faults_survived,
     "fleet": fleet.fleet,
     "monitor": monitor.monitor,
+    "streaming": streaming.streaming,
     "cloud": cloud.cloud,
     "cloud_streaming": cloud_streaming.cloud_streaming,
     "soak": soak.soak,
