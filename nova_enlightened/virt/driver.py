@@ -10,6 +10,7 @@ from typing import Any
 
 import libvirt
 import nova.conf
+from nova import exception as nova_exception
 from nova import rpc as nova_rpc
 from nova.compute import power_state, vm_states
 from nova.compute import utils as compute_utils
@@ -18,6 +19,7 @@ from oslo_log import log as logging
 
 from nova_enlightened import conf, exception
 from nova_enlightened.host import standing
+from nova_enlightened.host.standing import Standing
 from nova_enlightened.rpc import HostAPI
 from nova_enlightened.virt import decision, obstacles, outcome, permission
 from nova_enlightened.virt.channel import GuestChannel
@@ -40,7 +42,7 @@ class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # t
         super().__init__(virtapi, read_only)
         conf.register_opts(CONF)
         self._host_api: HostAPI | None = None
-        self._stages: dict[str, Stage] = {}
+        self._stages: dict[str, Stage] = {}  # by Nova's migration: an instance may come back
         self._ends: dict[str, Outcome | None] = {}
 
     def init_host(self, host: str) -> None:
@@ -97,17 +99,21 @@ class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # t
             on_fallback=lambda instead: self._tell(instance, host, dest, instead),
             outcome=lambda: self._outcome(instance, host),
         )
-        self._stages[instance.uuid] = Stage.UNDER_WAY
+        moving = migrate_data.migration.uuid
+        self._stages[moving] = Stage.UNDER_WAY
         stage = Stage.FAILED
         try:
             super()._live_migration_operation(
                 context, instance, dest, block_migration, migrate_data, urgent, device_names
             )
             stage = Stage.MOVED
+        except exception.EvictionError as error:  # Nova tells users the words of its own only
+            raise nova_exception.MigrationError(reason=str(error)) from error
         finally:
             urgent.end("failed: libvirt was not asked")
-            self._ends[instance.uuid] = urgent.end_found
-            self._stages[instance.uuid] = stage
+            self._ends[moving] = found = urgent.end_found
+            lost = found is not None and found.end is End.LOST_THERE
+            self._stages[moving] = Stage.LOST if lost else stage
 
     def _live_migration_monitor(
         self,
@@ -117,18 +123,29 @@ class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # t
         dest: str,
         post_method: Any,
         recover_method: Any,
+        block_migration: bool,
+        migrate_data: Any,
         *args: Any,
         **kwargs: Any,
     ) -> None:
         """As Nova's; of an urgent migration it is told an end only when there is one."""
-        watched = WatchedGuest(guest, lambda: self._stages.get(instance.uuid))
+        moving = migrate_data.migration.uuid
         try:
             super()._live_migration_monitor(
-                context, instance, watched, dest, post_method, recover_method, *args, **kwargs
+                context,
+                instance,
+                WatchedGuest(guest, lambda: self._stages.get(moving)),
+                dest,
+                post_method,
+                recover_method,
+                block_migration,
+                migrate_data,
+                *args,
+                **kwargs,
             )
         finally:
-            self._stages.pop(instance.uuid, None)
-            found = self._ends.pop(instance.uuid, None)
+            self._stages.pop(moving, None)
+            found = self._ends.pop(moving, None)
             if found is not None and found.end in (End.LOST_HERE, End.LOST_THERE):
                 self._tell_loss(context, instance, found)
 
@@ -141,7 +158,7 @@ class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # t
             instance.task_state = None
             instance.save()
             compute_utils.add_instance_fault_from_exc(
-                context, instance, exception.EvictionError(f"lost in post-copy: {found.words}")
+                context, instance, nova_exception.MigrationError(reason=found.words)
             )
         except Exception:
             LOG.exception("The loss is not on record", instance=instance)
@@ -163,10 +180,15 @@ class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # t
 
     def _outcome(self, instance: Any, host: str) -> Outcome:
         """How a migration ends that libvirt gave up after its switch."""
+
+        def here() -> Standing:
+            try:
+                return standing.of(lambda: self._domain(instance))
+            except nova_exception.HypervisorUnavailable:
+                return Standing.UNKNOWN
+
         return outcome.wait(
-            lambda: standing.of(lambda: self._domain(instance)),
-            lambda: self._agent().recovery(host, instance.uuid),
-            instance.uuid,
+            here, lambda: self._agent().recovery(host, instance.uuid), instance.uuid
         )
 
     def _domain(self, instance: Any) -> Any:

@@ -15,6 +15,8 @@ class Stage(enum.Enum):
     UNDER_WAY = enum.auto()
     MOVED = enum.auto()
     FAILED = enum.auto()
+    LOST = enum.auto()
+    """libvirt keeps the job of a VM whose destination is dead, for ever."""
 
 
 _OPEN = (libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
@@ -42,6 +44,8 @@ class WatchedGuest:
         stage = self._stage()
         if stage is Stage.MOVED:
             return libvirt_guest.JobInfo(type=libvirt.VIR_DOMAIN_JOB_COMPLETED)
+        if stage is Stage.LOST:
+            return libvirt_guest.JobInfo(type=libvirt.VIR_DOMAIN_JOB_FAILED)
         if stage is not Stage.UNDER_WAY:
             return self._guest.get_job_info()
         try:
