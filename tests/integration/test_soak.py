@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces: needs root"),
 ]
-MINUTES = 0.8
+MINUTES = 0.5
 SEED = 5
 
 
