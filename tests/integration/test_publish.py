@@ -164,6 +164,20 @@ def test_a_second_capture_stores_what_changed_only(
     assert differing(store, child, second) == 0
 
 
+def test_what_the_other_release_of_qemu_saves_is_published_too(
+    store: WritableStore,
+) -> None:
+    with Lab(run=Path(f"/run/nel-pub10-{os.getpid()}"), release="trixie") as there:
+        # Its hosts see the laboratory's own directories only.
+        wanted: dict[str, Any] = {"memory_mib": 256, "devices": device(disk(there.run_dir))}
+        guest = there.guest("ten", workload="idle", wait=True, **wanted)
+        capture = DomainCapture(guest.domain, str(there.run_dir / "work")).run(MOMENT)
+        assert sees_time_pass(guest)
+        done = publishing.publish(capture, store, "ten")
+        assert done.manifest.qemu_version.startswith("10.")
+        assert differing(store, done, capture) == 0
+
+
 def sees_time_pass(guest: Guest) -> bool:
     before = guest.probe.latest
     after = guest.probe.wait_next(10.0)
