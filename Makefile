@@ -146,6 +146,10 @@ demo: venv $(STAMPS)/debian-lab $(CLOUD) ## a real Nova relieves a contended hos
 demo-hosts: venv $(STAMPS)/debian-lab ## the same without OpenStack, on two libvirt hosts
 	$(AS_ROOT) $(PY) -m lab.demo
 
+.PHONY: demo-streaming
+demo-streaming: venv $(STAMPS)/debian-lab ## a stored server behind a slow link starts in seconds: a picture
+	$(AS_ROOT) $(PY) -m lab.demo_streaming
+
 .PHONY: bench
 bench: venv $(STAMPS)/debian-lab $(CLOUD) ## all measurements; QUICK=1 for few runs, ONLY=id,id for a part
 	$(AS_ROOT) $(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))

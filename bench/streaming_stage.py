@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class ApplianceStage:
         self._meter: Meter | None = None
         self._stream: Stream | None = None
         self.probe: Probe = lab.collector.probe(self.appliance.name)
+        self.tell: Callable[[Mapping[str, Any]], None] = lambda state: None
+        """Told what a player says while its guest has not begun to execute."""
         self.full_rate = self.saved.full_rate
         self.bin_s = self.appliance.bin_s
 
@@ -78,6 +80,7 @@ class ApplianceStage:
                 self._users.check()
             if self._stream is not None:
                 self._stream.check()
+                self.tell(self._stream.state())
         except ERRORS as error:
             raise StageError(str(error)) from error
 
@@ -106,7 +109,7 @@ class ApplianceStage:
             return Begun(ordered, time.monotonic())
         self._stream = streams.start(
             self._host, self._store.url, self.published, self._work, cache=CACHE,
-            planned=way is not StartWay.LINEAR,
+            planned=way is not StartWay.LINEAR, tell=self.tell,
         )  # fmt: skip
         return Begun(ordered, self._stream.executing, self._stream.steps)
 

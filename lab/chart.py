@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from lab import palette
-from lab.story import Act, Mark, Moment, Story, VmLine
+from lab.story import Act, Mark, Story, VmLine
 
 # User units, which are CSS pixels at full width.
 WIDTH, PLOT, AXIS = 960, 240, 44
@@ -42,17 +42,17 @@ def svg(act: Act, story: Story) -> str:
     """The act's chart as one ``<svg>`` element."""
     first, last = story.span
     marks = sorted((m for m in act.marks if first <= m.at <= last), key=lambda m: m.at)
-    labels = [_label(mark) for mark in marks]
+    labels = [story.label(mark) for mark in marks]
     flat = Scale(first, last, story.ceiling, 0.0)
     rows = palette.label_rows(
         [flat.x(mark.at) for mark in marks], [LETTER * len(label) for label in labels], LETTER
     )
     scale = Scale(first, last, story.ceiling, ROW * (max(rows, default=0) + 1) + 4)
-    names = ", ".join(f"{vm.name} {'leaves' if vm.moves else 'stays'}" for vm in act.vms)
+    names = ", ".join(vm.words for vm in act.vms)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {scale.floor + AXIS:.0f}" role="img" tabindex="0" '
         f'aria-label="{escape(act.title)}. Throughput over time: {escape(names)}.">',
-        *_axes(scale),
+        *_axes(scale, story.origin),
         *(_lost(vm, act, scale) for vm in act.vms if vm.moves),
         *(
             _line(vm, colour, scale)
@@ -80,11 +80,7 @@ def _steps() -> list[float]:
     return [base * 10.0**power for power in range(6) for base in (1, 2, 5)]
 
 
-def _label(mark: Mark) -> str:
-    return str(mark.moment) if mark.moment is Moment.DECISION else f"{mark.moment} {mark.at:.1f} s"
-
-
-def _axes(scale: Scale) -> list[str]:
+def _axes(scale: Scale, origin: str) -> list[str]:
     right = WIDTH - RIGHT
     parts = []
     for percent in (0, 25, 50, 75, 100):
@@ -95,7 +91,7 @@ def _axes(scale: Scale) -> list[str]:
     for at in ticks(scale.first, scale.last):
         parts.append(_text("tick", scale.x(at), scale.floor + 17, f"{at:g}", "middle"))
     middle = (LEFT + right) / 2
-    parts.append(_text("tick", middle, scale.floor + 36, "seconds from the decision", "middle"))
+    parts.append(_text("tick", middle, scale.floor + 36, f"seconds from the {origin}", "middle"))
     return parts
 
 
@@ -149,9 +145,8 @@ def _names(act: Act, scale: Scale) -> list[str]:
     x = WIDTH - RIGHT + 14
     for place, (vm, colour) in enumerate(zip(act.vms, palette.colours(act.vms), strict=True)):
         y = scale.top + 34 + 72 * place
-        name = f"{vm.name} {'leaves' if vm.moves else 'stays'}"
-        parts.append(_text("name", x, y, name, style=f"fill:{colour}"))
-        words = [f"{vm.full_rate:,.0f} {vm.unit} alone"]
+        parts.append(_text("name", x, y, vm.words, style=f"fill:{colour}"))
+        words = [vm.full_words]
         if vm.lost_s is not None:
             words.insert(0, f"{vm.lost_s:.1f} s of work lost")
         parts += [_text("label", x, y + 18 + 16 * row, word) for row, word in enumerate(words)]

@@ -99,9 +99,8 @@ def render(story: Story) -> str:
             f'<p class="quiet">{_pairs(story.setting)}</p>',
             *(_act(number, act, story) for number, act in enumerate(story.acts)),
             _table(story),
-            f"<footer><p>{_pairs(story.versions)}<br>Told {escape(story.told_at)}. Full rate is "
-            "what a VM does alone on its core. Work lost is the area between a VM's rate and its "
-            "full rate, from the decision until it is back at 90 % for half a second.</p></footer>",
+            f"<footer><p>{_pairs(story.versions)}<br>Told {escape(story.told_at)}. "
+            f"{escape(story.explained)}</p></footer>",
             f"<script>{_data(story)}{SCRIPT}</script>",
             "</body></html>",
             "",

@@ -25,6 +25,8 @@ DASHES: dict[Moment, tuple[float, ...]] = {
     Moment.RECOVERED: (2, 2),
     Moment.SOURCE_FREED: (1, 2),
     Moment.GIVEN_UP: (8, 2, 1, 2),
+    Moment.DOWNLOADED: (6, 2),
+    Moment.FIRST_ANSWER: (1, 2),
 }
 
 

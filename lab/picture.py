@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
 from lab import palette
-from lab.story import Act, Mark, Moment, Story, VmLine
+from lab.story import Act, Mark, Story, VmLine
 
 DPI = 120
 # Inches.
@@ -62,7 +62,7 @@ def _act(plot: Axes, act: Act, story: Story) -> None:
     plot.set_ylim(0, 100 * story.ceiling)
     plot.set_yticks([0, 25, 50, 75, 100])
     plot.set_ylabel("% of full rate", color=palette.INK)
-    plot.set_xlabel("seconds from the decision", color=palette.INK, labelpad=2)
+    plot.set_xlabel(f"seconds from the {story.origin}", color=palette.INK, labelpad=2)
     plot.grid(axis="y", color=palette.GRID, linewidth=0.8)
     plot.set_axisbelow(True)
     plot.axhline(100, color=palette.QUIET, linewidth=0.8)
@@ -87,10 +87,10 @@ def _vm(plot: Axes, vm: VmLine, colour: str, lost_until: float) -> None:
 
 def _name(plot: Axes, vm: VmLine, colour: str, place: float) -> None:
     """Name a line at its right, with what it lost, in its colour: no legend to look up."""
-    words = [f"{vm.full_rate:,.0f} {vm.unit} alone"]
+    words = [vm.full_words]
     if vm.lost_s is not None:
         words.insert(0, f"{vm.lost_s:.1f} s of work lost")
-    text = f"{vm.name} {'leaves' if vm.moves else 'stays'}"
+    text = vm.words
     for row, (line, ink, weight, size) in enumerate(
         [(text, colour, "bold", 10.0), *((word, palette.INK, "normal", 8.0) for word in words)]
     ):
@@ -105,14 +105,10 @@ def _shown(act: Act, story: Story) -> list[tuple[float, Mark, str]]:
     first, last = story.span
     marks = sorted(act.marks, key=lambda mark: mark.at)
     return [
-        ((mark.at - first) / (last - first), mark, _label(mark))
+        ((mark.at - first) / (last - first), mark, story.label(mark))
         for mark in marks
         if first <= mark.at <= last
     ]
-
-
-def _label(mark: Mark) -> str:
-    return str(mark.moment) if mark.moment is Moment.DECISION else f"{mark.moment} {mark.at:.1f} s"
 
 
 def _rows(act: Act, story: Story) -> list[int]:

@@ -28,6 +28,8 @@ class Moment(enum.StrEnum):
     EXECUTING = "executing"
     RECOVERED = "recovered"
     SOURCE_FREED = "source freed"
+    DOWNLOADED = "downloaded"
+    FIRST_ANSWER = "first answer"
     GIVEN_UP = "given up"
 
 
@@ -47,7 +49,8 @@ class VmLine:
     ``start``: left edge of the first bin (s from the decision). ``bin_s``: bin length (s).
     ``rates``: work units a second in each bin. ``full_rate``: what the VM does alone on its
     core, the same unit. ``unit`` names it, such as "requests/s". ``moves``: it is the one that
-    leaves. ``lost_s``: seconds of full-speed work it lost; None when not judged.
+    leaves, or the one the act is about. ``lost_s``: seconds of full-speed work it lost; None when
+    not judged. ``does``: what it does in the act, where that is neither to leave nor to stay.
     """
 
     name: str
@@ -58,10 +61,21 @@ class VmLine:
     bin_s: float
     rates: tuple[float, ...]
     lost_s: float | None = None
+    does: str = ""
 
     def __post_init__(self) -> None:
         if not (self.full_rate > 0 and self.bin_s > 0):
             raise StoryError(f"{self.name}: full rate and bin length must be above zero")
+
+    @property
+    def words(self) -> str:
+        """Its name, and what it does."""
+        return f"{self.name} {self.does or ('leaves' if self.moves else 'stays')}"
+
+    @property
+    def full_words(self) -> str:
+        """Its full rate."""
+        return f"{self.full_rate:,.0f} {self.unit} {'at full rate' if self.does else 'alone'}"
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -135,15 +149,25 @@ class Act:
         return next((end.at for end in ends if end is not None), self.last)
 
 
+EXPLAINED = (
+    "Full rate is what a VM does alone on its core. Work lost is the area between a VM's rate and "
+    "its full rate, from the decision until it is back at 90 % for half a second."
+)
+
+
 @dataclass(frozen=True)
 class Story:
-    """Everything the demo shows. ``setting`` and ``versions`` are name to text."""
+    """Everything the demo shows. ``setting`` and ``versions`` are name to text. ``origin``: what
+    happened at time zero; ``explained``: how to read the figures.
+    """
 
     title: str
     told_at: str
     acts: tuple[Act, ...]
     setting: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    origin: str = str(Moment.DECISION)
+    explained: str = EXPLAINED
 
     def __post_init__(self) -> None:
         if not self.acts:
@@ -170,6 +194,12 @@ class Story:
         )
         high = shares[int(0.99 * (len(shares) - 1))] if shares else 1.0
         return min(2.0, max(1.15, 1.05 * high))
+
+    def label(self, mark: Mark) -> str:
+        """What is written at a mark."""
+        if mark.moment is Moment.DECISION:
+            return self.origin
+        return f"{mark.moment} {mark.at:.1f} s"
 
     def rows(self) -> list[tuple[str, tuple[Figure | None, ...]]]:
         """Figures by row: label, and that figure in each act. Rows keep their first order."""
