@@ -183,7 +183,7 @@ def test_a_learning_run_brings_what_is_asked_for_and_records_it(stage: Stage) ->
 
 def test_a_learning_run_sees_a_page_touched_whose_chunk_came_for_another(stage: Stage) -> None:
     block, address = STORED_PAGE
-    neighbour = (block, address + UNIT)
+    neighbour = (block, address - 3 * UNIT)  # between them is nothing that is stored here first
     stage.executing(record=True)
     stage.qemu.ask(*STORED_PAGE)
     stage.qemu.until(STORED_PAGE)
