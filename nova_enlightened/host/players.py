@@ -41,7 +41,8 @@ class RunningPlayer:
 
     def state(self) -> dict[str, Any]:
         """What the player last wrote of itself (see :meth:`.player.Player.state`); empty before
-        it first did. It stays when the player has ended."""
+        it first did. It stays when the player has ended.
+        """
         try:
             state: dict[str, Any] = json.loads(self.seen(self.spec.state).read_text())
         except (FileNotFoundError, ValueError):
@@ -195,7 +196,8 @@ def running(parent: str) -> Iterator[RunningPlayer]:
 
 def lost(parent: str) -> Iterator[RunningPlayer]:
     """Players whose run directories lie in `parent` and that ended before their work was done:
-    killed, or failed. Whether their VM still lives is the caller's to see."""
+    killed, or failed. Whether their VM still lives is the caller's to see.
+    """
     for path in sorted(pathlib.Path(parent).glob("*/spec.json")):
         try:
             player = found(str(path.parent))

@@ -87,7 +87,8 @@ def _set(domain: ElementTree.Element, tag: str, text: str) -> None:
 
 def _lay_on_export(disk: ElementTree.Element, wanted: StreamedDisk) -> None:
     """Writes go to the overlay. When the export is gone for a moment, the guest stops rather than
-    see an error: see :func:`.streaming.resume_after_errors`."""
+    see an error: see :func:`.streaming.resume_after_errors`.
+    """
     disk.set("type", "file")
     for tag in ("driver", "source", "backingStore"):
         for old in disk.findall(tag):

@@ -160,7 +160,8 @@ class Memory:
     def _size_buffer(self, now: float) -> None:
         """Let the kernel hold much for QEMU while the guest waits for nothing: on a busy host each
         turn of QEMU and of this process is waited for, and should be worth it. But what the
-        guest asks for is behind it, so it is little for a while after each fault."""
+        guest asks for is behind it, so it is little for a while after each fault.
+        """
         wanted = SMALL_BUFFER if now - self._faulted_at < CALM_S else LARGE_BUFFER
         if wanted == self._buffer_size or self.socket is None:
             return

@@ -117,7 +117,8 @@ def make(directory: Path, pages: int = 600, disk_units: int = 300) -> StoredAppl
 
 class Server(http.server.ThreadingHTTPServer):
     """Serves a directory by ranges. ``misdeed`` names what it does wrong, to objects whose path
-    contains ``victim``, ``times`` times (then it behaves)."""
+    contains ``victim``, ``times`` times (then it behaves).
+    """
 
     daemon_threads = True
 
