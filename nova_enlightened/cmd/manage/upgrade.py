@@ -87,7 +87,7 @@ class Checks(upgradecheck.UpgradeCommands):
         if other:
             return Result(
                 Code.FAILURE,
-                f"Calls are of version {rpc.HOST_VERSION}, which these do not understand: "
+                f"Calls are of version {rpc.FIRST_HOST_VERSION}, which these do not understand: "
                 f"{', '.join(sorted(other))}. Upgrade the agents of compute hosts first",
             )
         return Result(Code.SUCCESS)
@@ -107,7 +107,7 @@ def compatible(theirs: str) -> bool:
         major, minor = (int(part) for part in theirs.split("."))
     except ValueError:
         return False
-    ours_major, ours_minor = (int(part) for part in rpc.HOST_VERSION.split("."))
+    ours_major, ours_minor = (int(part) for part in rpc.FIRST_HOST_VERSION.split("."))
     return major == ours_major and minor >= ours_minor
 
 
