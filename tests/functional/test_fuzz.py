@@ -13,7 +13,7 @@ from tests.fuzz.targets import TARGETS, Target
 
 pytest.importorskip("atheris", reason="Atheris has no build for this Python")
 
-EXECUTIONS = 5000
+EXECUTIONS = 2500
 MENDED = [name for name, target in TARGETS.items() if not target.findings()]
 
 
