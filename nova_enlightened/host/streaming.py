@@ -81,8 +81,8 @@ def play(domain: Any, player: RunningPlayer) -> None:
     paused is resumed, so that it executes then.
 
     :param domain: ``libvirt.virDomain``, started with ``-incoming defer``.
-    :raises StreamingError: QEMU declines.
-    :raises PlayerError: the player is gone, or has no memory to play.
+    :raises StreamingError: QEMU declines, or the player has ended; with the player's words.
+    :raises PlayerError: the player has no memory to play.
     """
     path = player.spec.qemu_socket
     if path is None:
@@ -92,7 +92,18 @@ def play(domain: Any, player: RunningPlayer) -> None:
     with translated("starting its processors when they have what they need"):
         if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
             domain.resume()
-    player.play()
+    try:
+        player.play()
+    except exception.PlayerGone as error:
+        _raise_failed(player)
+        raise exception.StreamingError(f"{error}; see {player.spec.log}") from error
+
+
+def _raise_failed(player: RunningPlayer) -> None:
+    """:raises StreamingError: the player says why it cannot start its VM."""
+    state = player.state()
+    if state.get("phase") == Phase.FAILED:
+        raise exception.StreamingError(str(state["error"]))
 
 
 def wait_executing(
@@ -116,9 +127,9 @@ def wait_executing(
             tell(state)
         if state.get("executing") and qmp(domain, "query-status")["status"] == "running":
             return
-        if state.get("phase") == Phase.FAILED:
-            raise exception.StreamingError(str(state["error"]))
+        _raise_failed(player)
         if not player.alive:
+            _raise_failed(player)  # it may have said so just before its end
             raise exception.StreamingError(f"its player ended, see {player.spec.log}")
         if time.monotonic() > deadline:
             phase, percent = state.get("phase", "starting"), state.get("percent", 0)

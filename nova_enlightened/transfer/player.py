@@ -246,6 +246,8 @@ class Player:
                 # Its domain may be about to be made: a QEMU whose disk is gone would end with
                 # other words than these.
                 self._linger_until = now + LINGER_S
+                if self._disks is not None:
+                    self._disks.refuse()
             return
         self._play_if_due(feed, now)
         if self._memory is not None:

@@ -110,6 +110,7 @@ class Disks:
         self._clients: dict[_Client, int] = {}
         self._kept: collections.OrderedDict[int, bytes] = collections.OrderedDict()
         self._waiting: dict[int, list[_Pending]] = {}
+        self._refusing = False
         self.reads = 0
         self.waited = 0
         """Reads that had to wait for the store or the cache."""
@@ -144,6 +145,25 @@ class Disks:
             self._selector.unregister(listener)
             listener.close()
         self._listeners.clear()
+
+    def refuse(self) -> None:
+        """The VM cannot be started: from now on answer reads with an error, also those that wait.
+
+        Whoever makes its domain is not to wait for QEMU, which reads a disk's first sector.
+        """
+        self._refusing = True
+        waiting = {id(one): one for reads in self._waiting.values() for one in reads}
+        self._waiting.clear()
+        self.waiting.clear()
+        for pending in waiting.values():
+            pending.client.pending -= 1
+            self._refuse(pending.client, pending.request)
+            if pending.client in self._clients:
+                self._serve(pending.client)
+
+    @staticmethod
+    def _refuse(client: _Client, request: Read) -> None:
+        client.send([client.server.error_reply(request.handle, NbdErrno.IO)])
 
     def arrived(self, places: npt.NDArray[np.uint32], units: npt.NDArray[np.uint8]) -> None:
         """Contents have come.
@@ -269,6 +289,9 @@ class Disks:
             places = self._space.disk_places(client.target, request.offset, request.length)
         except exception.ApplianceError:
             client.send([client.server.error_reply(request.handle, NbdErrno.INVAL)])
+            return
+        if self._refusing:
+            self._refuse(client, request)
             return
         self.reads += 1
         units: dict[int, bytes] = {}

@@ -296,7 +296,8 @@ def test_a_chunk_that_cannot_be_had_fails_the_start_by_name(stage: Stage, misdee
     assert "of RAM block pc.ram" in state["error"]
     assert not stage.qemu.memory
     # QEMU may just be about to open the disk: it is not what it fails for.
-    tool("qemu-img", "info", "-f", "raw", stage.export)
+    done = tool("qemu-io", "-r", "-f", "raw", "-c", "read 8192 512", stage.export, check=False)
+    assert "Input/output error" in done.stderr + done.stdout
     assert stage.player is not None
     stage.player.stop()
     assert stage.exit_status() == 1
