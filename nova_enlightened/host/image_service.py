@@ -35,8 +35,12 @@ _SENTENCE: Final = (
 # xor ax,ax; mov ds,ax; xor bx,bx; mov si,text; cld; next: lodsb; test al,al; jz halt;
 # mov ah,0x0e; int 0x10; jmp next; halt: hlt; jmp halt; text:
 _CODE: Final = bytes.fromhex("31c0 8ed8 31db be187c fc ac 84c0 7406 b40e cd10 ebf5 f4 ebfd")
-STUB: Final = (_CODE + _SENTENCE).ljust(510, b"\0") + b"\x55\xaa"
-"""A boot sector that writes a sentence through the BIOS."""
+# Active, type "no file system", from sector 0, of one sector.
+_PARTITION: Final = bytes.fromhex("80 000100 da 000100 00000000 01000000")
+STUB: Final = (_CODE + _SENTENCE).ljust(446, b"\0") + _PARTITION.ljust(64, b"\0") + b"\x55\xaa"
+"""A boot sector that writes a sentence through the BIOS. It has a partition, as Glance refuses one
+that has none (oslo.utils, ``format_inspector.GPTInspector``).
+"""
 
 _PATCH: Final = "application/openstack-images-v2.1-json-patch"
 _DISK_BUSES: Final = frozenset({"virtio", "scsi", "ide", "sata", "usb"})
