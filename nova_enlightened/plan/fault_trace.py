@@ -101,7 +101,7 @@ def _header(raw: bytes) -> tuple[tuple[tuple[str, int], ...], str, float | None]
         blocks = tuple((str(name), int(size)) for name, size in fields["blocks"])
         bandwidth = fields["bandwidth"]
         return blocks, str(fields["policy"]), None if bandwidth is None else float(bandwidth)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise PlanError(f"fault trace: header is not as it should be: {error}") from error
 
 
