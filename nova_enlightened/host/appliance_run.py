@@ -149,8 +149,7 @@ class Run:
         self._ended.set()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(FOLLOW_S * 4)
-        if self.player.state().get("executing"):
-            self._keep_trace()
+        self._keep_trace()
         self._remove()
 
     def let_go(self) -> None:
@@ -319,6 +318,7 @@ class Run:
     def _forget_memory(self) -> None:
         """The domain was stopped: what memory it had is of no use."""
         if self.order.memory and self.player.state().get("executing"):
+            self._keep_trace()
             self.player.stop(FOLLOW_S * 10)
             self.order = dataclasses.replace(self.order, memory=False)
             self.player = players.start(players.without_memory(self.player.spec))
@@ -340,7 +340,9 @@ class Run:
         return True
 
     def _keep_trace(self) -> None:
-        if self.order.trace is None:
+        """Of a run that began with its memory: what a boot reads is no start of the appliance."""
+        executed = self.order.memory and self.player.state().get("executing")
+        if self.order.trace is None or not executed:
             return
         try:
             pathlib.Path(self.order.trace).parent.mkdir(parents=True, exist_ok=True)

@@ -217,6 +217,18 @@ def test_a_trace_is_kept_where_its_owner_lets_it(
     assert kept.read_bytes() == b"trace"
 
 
+def test_a_server_that_is_deleted_at_once_leaves_its_trace(
+    start: Callable[..., Started], domain: Domain, spec: PlayerSpec, tmp_path: pathlib.Path
+) -> None:
+    pathlib.Path(spec.trace).write_bytes(b"trace")
+    kept = tmp_path / "kept.trace"
+    started = start(dataclasses.replace(ordered(), trace=str(kept)))
+    started.player.told = {"phase": "streaming", "ready": True, "executing": True}
+    started.until(Phase.STREAMING)
+    started.run.end()
+    assert kept.read_bytes() == b"trace"
+
+
 def test_an_order_outlives_the_agent(tmp_path: pathlib.Path) -> None:
     order = Order(SERVER, memory=True, identity={"hostname": "x"}, until=5.0, trace="/t")
     order.save(str(tmp_path))
