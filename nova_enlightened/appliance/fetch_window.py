@@ -113,8 +113,8 @@ class FetchWindow:
         telling = not urgent and (hurry or self._telling)
         return Sent(now, self._delivered, self._delivered_at, self._round, telling)
 
-    def failed(self, length: int) -> None:
-        """A fetch ended without its bytes: nothing is learnt of the link."""
+    def untold(self, length: int) -> None:
+        """A fetch ended in a way that says nothing of the link: it failed, or took another."""
         self.outstanding -= length
 
     def arrived(self, length: int, sent: Sent, now: float) -> None:

@@ -55,13 +55,16 @@ class Playback:
         self._space = space
         self._holdings = Holdings(self._layers, space.memory_pages)
         self._order = PrefetchOrder(self._layers, self._holdings, plan, tail)
-        self._window = FetchWindow()
+        # Store and cache are not alike: what one teaches is not true of the other. The one that
+        # answered last is the one that is expected to answer next.
+        self._store, self._cache = FetchWindow(), FetchWindow()
+        self._window = self._store
         # Chunks, in the order they were demanded; and the places waited for in each.
         self._demanded: dict[int, None] = {}
         self._waiting: dict[int, list[int]] = {}
         self._near: deque[int] = deque()
         self._again: deque[int] = deque()
-        self._out: dict[int, tuple[Fetch, Sent]] = {}
+        self._out: dict[int, tuple[Fetch, FetchWindow, Sent]] = {}
         self._failures: dict[int, int] = {}
         self._ready = 0
         self._fetched_bytes = self._fetches = self._failed = self._faults = 0
@@ -86,7 +89,7 @@ class Playback:
     @property
     def outstanding(self) -> int:
         """Bytes asked for and neither arrived nor failed."""
-        return self._window.outstanding
+        return self._store.outstanding + self._cache.outstanding
 
     @property
     def ready(self) -> int:
@@ -136,7 +139,7 @@ class Playback:
             bandwidth=window.bandwidth or 0.0,
             rtt=window.rtt or 0.0,
             window=window.size,
-            outstanding=window.outstanding,
+            outstanding=self.outstanding,
         )
 
     # -- what is wanted -----------------------------------------------------------------------
@@ -243,27 +246,32 @@ class Playback:
         )
         self._holdings.state[first:end] = OUT
         sent = self._window.sent(fetch.length, now, urgent=urgent, hurry=hurry)
-        self._out[first] = fetch, sent
+        self._out[first] = fetch, self._window, sent
         return fetch
 
     # -- what came of it ------------------------------------------------------------------------
 
-    def _ended(self, fetch: Fetch) -> tuple[int, int, Sent]:
+    def _ended(self, fetch: Fetch) -> tuple[int, int, FetchWindow, Sent]:
         first = self._layers.first[fetch.layer] + fetch.chunks[0]
         asked = self._out.get(first)
         if asked is None or asked[0] != fetch:
             raise ApplianceError(f"bytes {fetch.offset}+{fetch.length} were not asked for")
         del self._out[first]
-        return first, first + len(fetch.chunks), asked[1]
+        return first, first + len(fetch.chunks), *asked[1:]
 
-    def arrived(self, fetch: Fetch, now: float) -> Places:
+    def arrived(self, fetch: Fetch, now: float, *, cached: bool = False) -> Places:
         """The bytes of a fetch are here, and are what they should be.
 
+        :param cached: they came from a cache on this host, not from the store.
         :returns: the places that were not here before.
         :raises ApplianceError: it is not under way.
         """
-        first, end, sent = self._ended(fetch)
-        self._window.arrived(fetch.length, sent, now)
+        first, end, window, sent = self._ended(fetch)
+        self._window = self._cache if cached else self._store
+        if window is self._window:
+            window.arrived(fetch.length, sent, now)
+        else:
+            window.untold(fetch.length)
         self._fetched_bytes += fetch.length
         self._fetches += 1
         if self._waiting:
@@ -278,8 +286,8 @@ class Playback:
         :raises ApplianceError: it is not under way.
         """
         del now  # as `arrived` has it
-        first, end, _ = self._ended(fetch)
-        self._window.failed(fetch.length)
+        first, end, window, _ = self._ended(fetch)
+        window.untold(fetch.length)
         self._failed += 1
         self._holdings.state[first:end] = IDLE
         for chunk in range(first, end):

@@ -13,6 +13,7 @@ little endian:
              layer and then each pack: 32 bytes of SHA-256, u32 length
 """
 
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -39,9 +40,10 @@ UNLIKELY: Final = 0xFFFFFFFF
 """In `PrefetchPlan.wanted_ms`: fewer than half of the runs touched the place, so nobody need
 wait for it before the guest is started."""
 LIKELY: Final = 0.5
-RARE: Final = 1.0
+RARE: Final = 0.25
 """Power of the share of runs by which a cluster's time is divided to find its turn: what every
-second run wants is fetched as if it were wanted when twice the time has passed."""
+second run wants is fetched as if it were wanted a fifth later. In replays a larger one cost more
+for those who want it than it saved others, even where what runs have apart is rare."""
 FIRST_S: Final = 0.1
 """Added to all times before: at the very start, the share decides."""
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -253,8 +255,10 @@ class PrefetchPlan:
     def before(self, bandwidth: float, rtt: float, stall_s: float = 0.0) -> int:
         """How many places, from the front of `order`, are to be there before the guest is
         started; see `buffer_s`."""
-        seconds = self.buffer_s(bandwidth, rtt, stall_s) - rtt
-        if seconds <= 0:
+        if self.buffer_s(bandwidth, rtt, stall_s) <= rtt:
             return 0
+        likely = np.flatnonzero(self.wanted_ms != UNLIKELY)
+        # How many places further than this one the link is by the time it is wanted.
         each = self.stored_bytes / self.order.size / bandwidth
-        return self.order.size if each <= 0 else min(self.order.size, -int(-seconds // each))
+        ahead = (self.wanted_ms[likely] / 1e3 + stall_s) / each
+        return min(self.order.size, math.ceil(max(0.0, float((likely + 1 - ahead).max()))))

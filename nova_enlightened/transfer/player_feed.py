@@ -165,9 +165,11 @@ class Feed:
             else:
                 self.bytes_stored += fetched.fetch.length
             self._retries.arrived(fetched.fetch)
-            self._on_arrival(fetched.fetch, fetched.units, now)
+            self._on_arrival(fetched.fetch, fetched.units, now, fetched.cached)
 
-    def _on_arrival(self, fetch: Fetch, units: npt.NDArray[np.uint8], now: float) -> None:
+    def _on_arrival(
+        self, fetch: Fetch, units: npt.NDArray[np.uint8], now: float, cached: bool
+    ) -> None:
         layer = self._appliance.layers[fetch.layer]
         first = fetch.chunks[0]
         again = self._again.get((fetch.layer, first))
@@ -177,7 +179,7 @@ class Feed:
             places = waiting[layer.chunk_of[waiting] == first]
         else:
             try:
-                places = self.playback.arrived(fetch, now)
+                places = self.playback.arrived(fetch, now, cached=cached)
             except exception.ApplianceError:
                 return  # asked for by a playback that another took the place of
         if not places.size:

@@ -111,7 +111,7 @@ def test_stays_within_its_bounds_on_the_strangest_links():
 def test_a_failure_frees_its_room_and_teaches_nothing():
     window = FetchWindow()
     window.sent(100 * KIB, 0.0, urgent=False, hurry=True)
-    window.failed(100 * KIB)
+    window.untold(100 * KIB)
     assert window.outstanding == 0
     assert window.room(hurry=True) == START
     assert window.bandwidth is None

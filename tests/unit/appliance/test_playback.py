@@ -13,7 +13,7 @@ from nova_enlightened.appliance.chunks import ABSENT, UNIT, ZERO
 from nova_enlightened.appliance.fetch_window import LEAST_FETCH, START
 from nova_enlightened.appliance.manifest import Object
 from nova_enlightened.appliance.places import ApplianceSpace
-from nova_enlightened.appliance.playback import LAYER_FAILURES, Playback
+from nova_enlightened.appliance.playback import Playback
 from nova_enlightened.appliance.prefetch import PrefetchPlan
 from nova_enlightened.exception import ApplianceError, ChunkIndexError
 from nova_enlightened.knowledge.space import PageSpace
@@ -219,6 +219,29 @@ def test_the_window_grows_where_the_link_takes_more():
     assert playback.progress().window > before
 
 
+def test_what_came_from_the_cache_teaches_nothing_of_the_store():
+    playback = Playback(SPACE, [NOISE])
+    for fetch in fill(playback, 0.0):
+        playback.arrived(fetch, 0.05)
+    learnt = playback.progress()
+    for number in range(3):
+        playback.arrived(playback.next(1.0 + number), 1.0001 + number, cached=True)
+    fetch = playback.next(5.0)
+    playback.arrived(playback.next(5.0), 5.2)
+    now = playback.progress()
+    assert (now.rtt, now.bandwidth) == (learnt.rtt, learnt.bandwidth)
+    assert now.outstanding == fetch.length
+
+
+def test_a_host_with_everything_in_its_cache_is_not_held_back_by_the_store():
+    playback = Playback(SPACE, [NOISE])
+    playback.arrived(playback.next(0.0), 2.0)
+    slow = playback.progress().bandwidth
+    for number in range(3):
+        playback.arrived(playback.next(2.0), 2.001 + number / 1000, cached=True)
+    assert playback.progress().bandwidth > 10 * slow
+
+
 # -- never twice ----------------------------------------------------------------------------------
 
 
@@ -251,69 +274,6 @@ def test_what_is_here_is_not_waited_for():
     drain(playback)
     assert not playback.fault(5)
     assert playback.complete
-
-
-# -- failures -------------------------------------------------------------------------------------
-
-
-def test_a_failed_demand_comes_again_at_once():
-    playback = Playback(SPACE, [BASE])
-    playback.fault(5)
-    fetch = playback.next(0.0)
-    playback.failed(fetch, 0.1)
-    again = playback.next(0.1)
-    assert again == fetch
-    assert again.urgent
-
-
-def test_a_failed_prefetch_comes_again():
-    playback = Playback(SPACE, [BASE])
-    failed = playback.next(0.0)
-    playback.failed(failed, 0.1)
-    drain(playback)
-    assert playback.complete
-    assert playback.progress().failed == 1
-
-
-def test_a_demand_for_what_then_fails_is_urgent_when_it_comes_again():
-    playback = Playback(SPACE, [BASE])
-    fetch = playback.next(0.0)
-    playback.fault(places_in(BASE, fetch)[0])
-    playback.failed(fetch, 0.1)
-    assert playback.next(0.1).urgent
-
-
-def test_a_chunk_of_the_plan_that_keeps_failing_is_replaced_by_the_base():
-    playback = planned()
-    playback.fault(ORDER[0])
-    for _ in range(LAYER_FAILURES):
-        fetch = playback.next(0.0)
-        assert fetch.layer == 0
-        playback.failed(fetch, 0.1)
-    fetch = playback.next(0.2)
-    assert fetch.layer == 1
-    assert fetch.urgent
-    assert ORDER[0] in places_in(BASE, fetch)
-
-
-def test_without_the_packs_of_the_plan_everything_still_arrives():
-    playback = planned()
-    clock = Clock()
-    while (fetch := playback.next(clock())) is not None:
-        if fetch.layer == 0:
-            playback.failed(fetch, clock())
-        else:
-            playback.arrived(fetch, clock())
-    assert playback.complete
-
-
-@pytest.mark.parametrize("end", ["arrived", "failed"])
-def test_refuses_the_end_of_a_fetch_that_is_not_under_way(end):
-    playback = Playback(SPACE, [BASE])
-    fetch = playback.next(0.0)
-    playback.arrived(fetch, 0.1)
-    with pytest.raises(ApplianceError):
-        getattr(playback, end)(fetch, 0.2)
 
 
 # -- what arrived ---------------------------------------------------------------------------------
@@ -349,87 +309,6 @@ def test_knows_when_memory_is_complete_and_when_all_is():
     assert progress.present == progress.places == PLACES
     assert progress.memory_present == progress.memory == MEMORY
     assert progress.fetched_bytes == progress.stored_bytes == NOISE.stored_bytes
-
-
-# -- the buffer before the start ------------------------------------------------------------------
-
-
-def test_without_a_plan_there_is_nothing_to_wait_for():
-    assert Playback(SPACE, [BASE]).before_done
-
-
-def test_waits_until_what_the_plan_wants_before_is_here():
-    playback = planned()  # all of it is wanted in the very moment of the start
-    clock = Clock()
-    assert not playback.before_done
-    assert playback.buffer_left_s() is None
-    playback.arrived(playback.next(clock()), clock())
-    assert playback.buffer_left_s() > 0
-    while not playback.before_done:
-        playback.arrived(playback.next(clock()), clock())
-    assert playback.present[ORDER].all()
-    assert not playback.complete
-    assert playback.buffer_left_s() == 0.0
-
-
-def test_does_not_wait_for_what_is_wanted_late_enough():
-    playback = planned(wanted_ms=[60_000] * len(ORDER))
-    playback.arrived(playback.next(0.0), 0.01)
-    assert playback.before_done
-    assert playback.ready < len(ORDER)
-
-
-# -- the cache ------------------------------------------------------------------------------------
-
-
-def test_what_the_cache_has_is_not_fetched():
-    playback = planned()
-    assert sorted(playback.have(0, np.arange(LAYER.chunks)).tolist()) == sorted(ORDER)
-    assert playback.ready == len(ORDER)
-    assert all(fetch.layer == 1 for fetch in drain(playback))
-
-
-def test_a_cache_with_everything_leaves_nothing_to_ask():
-    playback = planned()
-    playback.have(1, np.arange(BASE.chunks))
-    assert playback.complete
-    assert playback.next(0.0) is None
-
-
-def test_chunks_named_twice_by_the_cache_are_one():
-    playback = Playback(SPACE, [BASE])
-    assert playback.have(0, np.array([3, 3])).tolist() == [12, 13, 14, 15]
-
-
-def test_a_chunk_the_cache_lost_is_fetched():
-    playback = Playback(SPACE, [BASE])
-    playback.have(0, np.arange(BASE.chunks))
-    assert playback.lost(0, 3).tolist() == [12, 13, 14, 15]
-    assert not playback.complete
-    assert not playback.memory_complete
-    playback.fault(13)
-    assert playback.next(0.0).chunks == (3,)
-
-
-def test_a_place_the_cache_has_in_another_chunk_is_not_lost():
-    playback = planned()
-    playback.have(0, np.arange(LAYER.chunks))
-    playback.have(1, np.array([0]))
-    assert playback.lost(1, 0).tolist() == [0, 1, 3]
-    drain(playback)
-    assert playback.complete
-
-
-@pytest.mark.parametrize("chunk", [-1, 3, LAYER.chunks + BASE.chunks])
-def test_refuses_to_lose_what_is_not_here(chunk):
-    with pytest.raises(ApplianceError):
-        planned().lost(0, chunk)
-
-
-@pytest.mark.parametrize("chunks", [[-1], [LAYER.chunks]])
-def test_refuses_chunks_from_the_cache_that_do_not_exist(chunks):
-    with pytest.raises(ApplianceError):
-        planned().have(0, np.array(chunks))
 
 
 # -- what does not fit ----------------------------------------------------------------------------
