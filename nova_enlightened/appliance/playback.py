@@ -108,7 +108,8 @@ class Playback:
     @property
     def before_done(self) -> bool:
         """Whether the guest may start: what the plan says should be there before is, for the
-        bandwidth and round trip that were measured."""
+        bandwidth and round trip that were measured.
+        """
         return self.buffer_left_s() == 0.0
 
     def buffer_left_s(self) -> float | None:

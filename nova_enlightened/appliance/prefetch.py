@@ -254,7 +254,8 @@ class PrefetchPlan:
 
     def before(self, bandwidth: float, rtt: float, stall_s: float = 0.0) -> int:
         """How many places, from the front of `order`, are to be there before the guest is
-        started; see `buffer_s`."""
+        started; see `buffer_s`.
+        """
         if self.buffer_s(bandwidth, rtt, stall_s) <= rtt:
             return 0
         likely = np.flatnonzero(self.wanted_ms != UNLIKELY)

@@ -11,8 +11,7 @@ from nova_enlightened.appliance.building import LayerBuilder, name_of
 from nova_enlightened.appliance.chunks import ABSENT, MAX_PACK, UNIT, ZERO
 from nova_enlightened.appliance.unit_table import UnitTable
 from nova_enlightened.exception import ApplianceError, ChunkIndexError
-
-from .appliances import Stored, random_contents, unit, units
+from tests.unit.appliance.appliances import Stored, random_contents, unit, units
 
 
 def test_groups_units_into_chunks_in_the_order_they_were_added():

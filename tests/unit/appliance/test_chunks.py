@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from nova_enlightened.appliance import chunks
 from nova_enlightened.appliance.chunks import ABSENT, UNIT, ZERO, ChunkIndex
 from nova_enlightened.exception import ApplianceError, ChunkError, ChunkIndexError
-
-from .appliances import Stored, random_contents, unit
+from tests.unit.appliance.appliances import Stored, random_contents, unit
 
 PLACES = 200
 STORED = Stored(PLACES, random_contents(PLACES, 1), pack_limit=8192)

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from nova_enlightened.appliance.clusters import find_clusters
 from nova_enlightened.appliance.trace import merge
-
-from .test_trace import trace_of
+from tests.unit.appliance.test_trace import trace_of
 
 
 def clusters_of(runs, **options):

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from nova_enlightened.appliance.manifest import MAX_MANIFEST, Manifest, Object
 from nova_enlightened.exception import ManifestError
-
-from .appliances import OBJECT, manifest
+from tests.unit.appliance.appliances import OBJECT, manifest
 
 FILE = manifest(unit_table=OBJECT, parent="ef" * 32).to_bytes()
 

@@ -17,8 +17,7 @@ from nova_enlightened.appliance.playback import Playback
 from nova_enlightened.appliance.prefetch import PrefetchPlan
 from nova_enlightened.exception import ApplianceError, ChunkIndexError
 from nova_enlightened.knowledge.space import PageSpace
-
-from .appliances import Stored, random_contents
+from tests.unit.appliance.appliances import Stored, random_contents
 
 PLACES = 400
 MEMORY = 300
@@ -396,8 +395,7 @@ def test_all_that_guests_wait_for_comes_before_anything_else(places):
 
 
 def test_deciding_takes_microseconds_for_a_large_appliance():
-    """Not a benchmark: a loop over places, or over all chunks, would take a hundred times as
-    long as this allows."""
+    # Not a benchmark: a loop over all places or chunks would take a hundred times what this allows.
     space = ApplianceSpace(PageSpace([("pc.ram", UNIT << 20)]))
     sizes = np.full(space.places, 1500.0)
     base = synthetic.index_of((np.arange(space.places),), (4,), sizes)

@@ -6,8 +6,16 @@ import pytest
 
 from nova_enlightened.appliance.playback import LAYER_FAILURES, Playback
 from nova_enlightened.exception import ApplianceError
-
-from .test_playback import BASE, LAYER, ORDER, SPACE, Clock, drain, places_in, planned
+from tests.unit.appliance.test_playback import (
+    BASE,
+    LAYER,
+    ORDER,
+    SPACE,
+    Clock,
+    drain,
+    places_in,
+    planned,
+)
 
 # -- failures -------------------------------------------------------------------------------------
 

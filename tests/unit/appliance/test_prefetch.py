@@ -13,9 +13,8 @@ from nova_enlightened.appliance.prefetch import UNLIKELY, PrefetchPlan, make
 from nova_enlightened.appliance.trace import merge
 from nova_enlightened.exception import PrefetchPlanError
 from nova_enlightened.knowledge.space import PageSpace
-
-from .test_clusters import RUNS, burst
-from .test_trace import MANIFEST, trace_of
+from tests.unit.appliance.test_clusters import RUNS, burst
+from tests.unit.appliance.test_trace import MANIFEST, trace_of
 
 PLACES = 1000
 SPACE = ApplianceSpace(PageSpace([("pc.ram", PLACES * 4096)]))
