@@ -13,10 +13,10 @@ from typing import Any
 
 import libvirt
 
-from bench import engine
+from bench import engine, measures
 from bench.measures import RateSeries
 from bench.rounds import StageError
-from bench.starts import Begun, Link, SessionRun, StartWay
+from bench.starts import SUSTAIN_S, Begun, Link, SessionRun, StartWay
 from lab import Lab, appliances, memory_compare, streams, whole
 from lab.appliances import Appliance, Users
 from lab.errors import LabError
@@ -31,6 +31,7 @@ HOST = "host2"
 UNSHAPED = Link(1000.0, 0.2)
 """Where the link should not matter: as fast as one machine carries it to itself."""
 CACHE = "/run/nova-enlightened/cache"
+LEARN_LIMIT_S, LOOK_S = 120.0, 0.5
 _DISKS = {StartWay.WHOLE: whole.Disk.DOWNLOADED, StartWay.HTTP: whole.Disk.HTTP}
 ERRORS = (LabError, EnlightenedError, libvirt.libvirtError, OSError)
 
@@ -139,15 +140,37 @@ class ApplianceStage:
         return self._stream.state() if self._stream is not None else {}
 
     def learn(self, link: Link, seed: int, seconds: float) -> Path:
-        """A learning run with users for so long; the file of its trace, until ``end``."""
+        """A learning run; the file of its trace, until ``end``.
+
+        It lasts until its users have had what they want for ``seconds``: how much of an appliance
+        is touched goes by what is asked of it, and on a slow machine that takes longer. Raises
+        StageError where they do not come to that in `LEARN_LIMIT_S`.
+        """
         self._clear(link)
         self._users, self.probe = appliances.users(self._lab, self.appliance, seed)
         self._stream = streams.start(
             self._host, self._store.url, self.published, self._work, cache=CACHE, record=True
         )
         self._users.let_in()
+        self._until_served(self.now())
         self.wait(seconds)
         return self._stream.trace()
+
+    def _until_served(self, begun: float) -> None:
+        """Until the users have their full rate; where the guest decides on it, once it runs."""
+        if not self.appliance.rate:
+            self.probe.wait_running(LEARN_LIMIT_S)
+            return
+        while True:
+            self.wait(LOOK_S)
+            now = self.now()
+            if self.first_answer() is not None:
+                series = self.rates(begun, now, begun, self.bin_s)
+                back = measures.recovered_at(series, self.full_rate, begun, sustain_s=SUSTAIN_S)
+                if back is not None:
+                    return
+            if now - begun > LEARN_LIMIT_S:
+                raise StageError(f"{self.appliance.name} is not served in {LEARN_LIMIT_S:.0f} s")
 
     def pages_differing(self) -> int:
         """Pages of a guest that was streamed whole and never executed, that are not as captured.

@@ -30,7 +30,7 @@ from lab.saved import saved
 from lab.story import Act, Figure, Mark, Moment, Story, VmLine
 from lab.watch import event_loop
 
-LEARN_S, LIMIT_S = 12.0, 120.0
+LEARN_S, LIMIT_S = 8.0, 120.0
 LEARNED = appliances.LEARNED[:2]
 """Two short learning runs do to show it; measurements learn from three."""
 EXPLAINED = (
@@ -119,6 +119,8 @@ class Demo:
                     trace = stage.learn(LEARNING, seed, LEARN_S)
                     traces.append(self._lab.run_dir / f"learned-{seed}.trace")
                     shutil.copyfile(trace, traces[-1])
+                except StageError as error:
+                    raise LabError(str(error)) from error
                 finally:
                     stage.end()
         with self._stage.phase("What they touched becomes a plan"):
