@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 BIN: Final = Path(sys.executable).parent
 LOOK_S: Final = 0.02
 """Neither libvirt nor a relay tells of what is waited for here: they are asked this often."""
+WORKING_REPORTS: Final = 2
 
 
 class Departure:
@@ -113,6 +114,21 @@ class Departure:
         """Until the guest executes at its destination."""
         arrived = (Standing.POSTCOPY, Standing.FAILED, Standing.EXECUTES)
         self.until(lambda: self.there() in arrived)
+
+    def until_working(self, seconds: float = 20.0) -> None:
+        """Until the guest has told twice from its destination that it works.
+
+        Raises LabError when it does not.
+        """
+        self.until_executing()
+        deadline = time.monotonic() + seconds
+        began = self.guest.probe.wait_running(seconds).operations
+        told = 0
+        while told < WORKING_REPORTS:
+            report = self.guest.probe.wait_next(max(0.0, deadline - time.monotonic()))
+            if report is None:
+                raise LabError(f"{self.guest.name} does not work at its destination")
+            told += report.operations > began
 
     def here(self) -> Standing:
         """At the source."""
