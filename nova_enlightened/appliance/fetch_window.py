@@ -12,10 +12,7 @@ bandwidth and round trip, and neither is told: both are measured, as BBR does fo
 * *round trip*: the least time an answer took, which small demanded fetches come close to;
 * the window is their product and one fetch, `GAIN` times. At first it doubles each round, until
   the bandwidth no longer grows by a quarter in two rounds. Later every `PROBE` rounds it is half as
-  large again for one round; if more is delivered then, it grows on as at first;
-* for what no plan expects to be wanted, it is only `QUIET` times their product: a little less
-  than the link could carry, so that hardly anything queues before what a guest waits for. In
-  `REFRESH` of `PROBE` rounds it is not, or nobody would notice that the link has changed.
+  large again for one round; if more is delivered then, it grows on as at first.
 """
 
 from collections import deque
@@ -23,16 +20,14 @@ from typing import Final, NamedTuple
 
 KIB: Final = 1024
 GAIN: Final = 1.1
-QUIET: Final = 0.9
 MEMORY: Final = 6
 """Rounds after which a bandwidth that was not reached again is forgotten."""
 PROBE: Final = 64
-REFRESH: Final = 2
 GROWTH: Final = 1.25
 STALE: Final = 2
 """Rounds without growth that end the doubling."""
 
-FLOOR: Final = 64 * KIB
+FLOOR: Final = 128 * KIB
 START: Final = 128 * KIB
 CAP: Final = 16 * 1024 * KIB
 LEAST_FETCH: Final = 16 * KIB
@@ -78,20 +73,10 @@ class FetchWindow:
         """Bytes that may be outstanding, now."""
         return self._window
 
-    def room(self, *, hurry: bool) -> int:
-        """Bytes that may be asked for now.
-
-        :param hurry: what is to be asked for is likely to be wanted.
-        """
-        size = self._window
-        if not hurry and not self._telling and self.bandwidth is not None and self.rtt is not None:
-            size = max(FLOOR, min(CAP, int(QUIET * self.bandwidth * self.rtt)))
-        return size - self.outstanding
-
     @property
-    def _telling(self) -> bool:
-        """Whether the whole window is to be used in any case, to learn of the link."""
-        return self._growing or self._round % PROBE < REFRESH
+    def room(self) -> int:
+        """Bytes that may be asked for now."""
+        return self._window - self.outstanding
 
     @property
     def fetch_limit(self) -> int:
@@ -100,7 +85,7 @@ class FetchWindow:
             return LEAST_FETCH
         return max(LEAST_FETCH, min(MOST_FETCH, int(self.bandwidth * FETCH_TIME)))
 
-    def sent(self, length: int, now: float, *, urgent: bool, hurry: bool) -> Sent:
+    def sent(self, length: int, now: float, *, urgent: bool) -> Sent:
         """A fetch of `length` bytes is asked for.
 
         :param urgent: whatever the window says. How fast these come depends on how many there
@@ -110,8 +95,7 @@ class FetchWindow:
         if not self.outstanding:
             self._delivered_at = now
         self.outstanding += length
-        telling = not urgent and (hurry or self._telling)
-        return Sent(now, self._delivered, self._delivered_at, self._round, telling)
+        return Sent(now, self._delivered, self._delivered_at, self._round, not urgent)
 
     def untold(self, length: int) -> None:
         """A fetch ended in a way that says nothing of the link: it failed, or took another."""

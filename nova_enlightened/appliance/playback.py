@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nova_enlightened.appliance.chunks import ChunkIndex
-from nova_enlightened.appliance.fetch_window import LEAST_FETCH, FetchWindow, Sent
+from nova_enlightened.appliance.fetch_window import FetchWindow, Sent
 from nova_enlightened.appliance.fetches import Fetch as Fetch
 from nova_enlightened.appliance.fetches import Progress as Progress
 from nova_enlightened.appliance.holdings import HERE, IDLE, OUT, Holdings
@@ -182,18 +182,16 @@ class Playback:
         :returns: None when there is nothing (left) to ask for, or the window is full. What a
             guest waits for does not mind the window.
         """
-        # What hardly anybody will want must not delay what somebody will wait for.
-        hurry = self._plan is None or bool(self._near or self._again or self._order.in_plan)
         if self._demanded:
             chunks = self._from_demands()
             if chunks is not None:
-                return self._ask(*chunks, now, urgent=True, hurry=hurry)
-        if urgent_only or self._window.room(hurry=hurry) <= 0:
+                return self._ask(*chunks, now, urgent=True)
+        if urgent_only or self._window.room <= 0:
             return None
         chunks = self._from_queue(self._near) or self._from_queue(self._again)
         if chunks is None:
-            chunks = self._order.next(self._window.fetch_limit if hurry else LEAST_FETCH)
-        return None if chunks is None else self._ask(*chunks, now, urgent=False, hurry=hurry)
+            chunks = self._order.next(self._window.fetch_limit)
+        return None if chunks is None else self._ask(*chunks, now, urgent=False)
 
     def _from_demands(self) -> tuple[int, int] | None:
         while self._demanded:
@@ -232,7 +230,7 @@ class Playback:
         """Whether a chunk that is wanted lies right behind the one before it."""
         return bool(self._layers.glued[chunk - 1]) and self._holdings.wanted(chunk)
 
-    def _ask(self, first: int, end: int, now: float, *, urgent: bool, hurry: bool) -> Fetch:
+    def _ask(self, first: int, end: int, now: float, *, urgent: bool) -> Fetch:
         number = self._layers.layer_of(first)
         index = self._layers.indexes[number]
         chunk, last = first - self._layers.first[number], end - 1 - self._layers.first[number]
@@ -246,7 +244,7 @@ class Playback:
             urgent,
         )
         self._holdings.state[first:end] = OUT
-        sent = self._window.sent(fetch.length, now, urgent=urgent, hurry=hurry)
+        sent = self._window.sent(fetch.length, now, urgent=urgent)
         self._out[first] = fetch, self._window, sent
         return fetch
 

@@ -27,7 +27,6 @@ class PrefetchOrder:
         self._holdings = holdings
         self._plan = plan
         self._chunks = self._ordered(tail)
-        self._planned = self._count_planned()
         self._cursor = 0
         self._by_place: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]] | None = None
 
@@ -45,17 +44,6 @@ class PrefetchOrder:
         firsts[chunks[::-1]] = np.arange(chunks.size - 1, -1, -1)
         once: npt.NDArray[np.bool_] = np.equal(firsts[chunks], np.arange(chunks.size))
         return np.extract(once, chunks)
-
-    def _count_planned(self) -> int:
-        if self._plan is None:
-            return 0
-        homes = self._holdings.home[self._plan.order]
-        return int(np.unique(homes[homes != NOWHERE]).size)
-
-    @property
-    def in_plan(self) -> bool:
-        """Whether chunks of the plan may be left to hand out."""
-        return self._cursor < self._planned
 
     def next(self, limit: int) -> tuple[int, int] | None:
         """The chunks to fetch next, as (first, end): back to back, and `limit` bytes at most,

@@ -11,9 +11,9 @@ KIB = 1024
 class Pipe:
     """A store without end behind a link, first come first served; the window decides."""
 
-    def __init__(self, bandwidth, rtt, *, hurry=True):
+    def __init__(self, bandwidth, rtt):
         self.window = FetchWindow()
-        self.bandwidth, self.rtt, self.hurry = bandwidth, rtt, hurry
+        self.bandwidth, self.rtt = bandwidth, rtt
         self.now = self.free = 0.0
         self.delivered = 0
         self.waits = []
@@ -21,7 +21,7 @@ class Pipe:
         self._count = 0
 
     def _send(self, length, *, urgent):
-        sent = self.window.sent(length, self.now, urgent=urgent, hurry=self.hurry)
+        sent = self.window.sent(length, self.now, urgent=urgent)
         self.free = max(self.free, self.now + self.rtt / 2) + length / self.bandwidth
         self._count += 1
         heapq.heappush(self._under_way, (self.free + self.rtt / 2, self._count, length, sent))
@@ -30,7 +30,7 @@ class Pipe:
         """:returns: bytes a second that came."""
         began, before = self.now, self.delivered
         while self.now < began + seconds:
-            while self.window.room(hurry=self.hurry) > 0:
+            while self.window.room > 0:
                 self._send(self.window.fetch_limit, urgent=False)
             self.now, _, length, sent = heapq.heappop(self._under_way)
             self.window.arrived(length, sent, self.now)
@@ -61,29 +61,16 @@ def test_what_is_asked_for_waits_little_behind_what_was(bandwidth, rtt):
     assert waits[len(waits) // 2] < rtt + 3 * pipe.window.fetch_limit / bandwidth
 
 
-@pytest.mark.parametrize("bandwidth, rtt", LINKS[:3])
-def test_what_is_not_expected_to_be_wanted_leaves_the_link_nearly_without_a_queue(bandwidth, rtt):
-    hurried, quiet = Pipe(bandwidth, rtt), Pipe(bandwidth, rtt, hurry=False)
-    for pipe in (hurried, quiet):
-        pipe.run(4)
-        pipe.waits.clear()
-    assert quiet.run(4) > 0.6 * bandwidth
-    hurried.run(4)
-    assert sum(quiet.waits) / len(quiet.waits) < sum(hurried.waits) / len(hurried.waits)
-
-
-@pytest.mark.parametrize("hurry", [True, False])
-def test_notices_that_the_link_became_slower(hurry):
-    pipe = Pipe(12.5e6, 0.01, hurry=hurry)
+def test_notices_that_the_link_became_slower():
+    pipe = Pipe(12.5e6, 0.01)
     pipe.run(4)
     pipe.bandwidth = 2.5e6
     pipe.run(20)
     assert pipe.window.bandwidth == pytest.approx(2.5e6, rel=0.2)
 
 
-@pytest.mark.parametrize("hurry", [True, False])
-def test_notices_that_the_link_became_faster(hurry):
-    pipe = Pipe(2.5e6, 0.01, hurry=hurry)
+def test_notices_that_the_link_became_faster():
+    pipe = Pipe(2.5e6, 0.01)
     pipe.run(4)
     pipe.bandwidth = 12.5e6
     pipe.run(20)
@@ -110,15 +97,15 @@ def test_stays_within_its_bounds_on_the_strangest_links():
 
 def test_a_failure_frees_its_room_and_teaches_nothing():
     window = FetchWindow()
-    window.sent(100 * KIB, 0.0, urgent=False, hurry=True)
+    window.sent(100 * KIB, 0.0, urgent=False)
     window.untold(100 * KIB)
     assert window.outstanding == 0
-    assert window.room(hurry=True) == START
+    assert window.room == START
     assert window.bandwidth is None
 
 
 def test_a_clock_that_stands_still_divides_nothing_by_zero():
     window = FetchWindow()
-    sent = window.sent(4096, 5.0, urgent=False, hurry=True)
+    sent = window.sent(4096, 5.0, urgent=False)
     window.arrived(4096, sent, 5.0)
     assert window.bandwidth > 0
