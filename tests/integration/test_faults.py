@@ -267,7 +267,7 @@ def test_a_source_that_dies_is_said(lab: Lab, kept: Kept) -> None:
     departure = faults.Departure(lab, guest)
     with faults.Copies(departure) as copies:
         departure.start()
-        departure.until_executing()
+        departure.until_working()
         os.kill(departure.source.qemu_pid(guest.name), signal.SIGKILL)
         with pytest.raises(LabError, match="QEMU at the source has ended"):
             departure.report()
