@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from typing import Any
+from unittest import mock
 
 from nova_enlightened.exception import LinkError, LinkProtocolError
 from nova_enlightened.stream import link
@@ -25,7 +26,6 @@ from tests.unit.stream.link_pair import MAIN, PREEMPT, RETAIN, Side
 
 # Smaller than a relay's: an input of some KB must reach the end of one.
 BLOCK_SIZE = 128 * 1024
-link.BLOCK_SIZE = BLOCK_SIZE
 SECRET = bytes(range(32))
 MIGRATION = "6fa3bd3a-4b5d-4c7a-8f5b-0d8a7a3c2f10"
 KINDS = tuple(FrameType)
@@ -133,7 +133,8 @@ def session(data: bytes) -> None:
 
 
 def _session(role: Role, chunks: Iterable[bytes]) -> tuple[Any, ...]:
-    side = Side(role)
+    with mock.patch.object(link, "BLOCK_SIZE", BLOCK_SIZE):
+        side = Side(role)
     side.begin(Offer("peer", RETAIN, {}))
     if role is Role.SOURCE:
         side.session.send_open(MAIN)
