@@ -38,7 +38,6 @@ pytestmark = [
 ]
 NAME = "kept"
 PATIENCE_S = 240.0
-KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -248,17 +247,17 @@ def test_it_may_be_suspended_and_resumed_while_it_streams(start: Starter) -> Non
     streamed.assert_same_and_whole()
 
 
-@pytest.mark.parametrize("turn", range(KILLS))
-def test_a_killed_player_comes_back(start: Starter, turn: int) -> None:
-    # So slow that it is always killed in the middle, each time at another moment.
+def test_a_killed_player_comes_back(start: Starter) -> None:
+    # So slow that it is killed in the middle; and while the guest stands still: where QEMU 7.2
+    # itself waits for a page, its monitor does not answer, and nobody can have it go on.
     streamed = start(bandwidth_limit=8e6)
     streamed.executing()
-    deadline = time.monotonic() + 0.15 * (turn % 10)
-    while time.monotonic() < deadline:
-        streamed.stored.lab.collector.probe(NAME).wait_next(0.05)
-    assert streamed.state()["memory"]["step"] == "executing"  # type: ignore[index]
+    streamed.domain.suspend()
+    memory = streamed.until(lambda state: not state["memory"]["waiting"])["memory"]  # type: ignore[index]
+    assert memory["step"] == "executing"  # type: ignore[index]
     streamed.kill()
     streamed.recovered()
+    streamed.domain.resume()
     streamed.assert_same_and_whole()
     assert streamed.state()["error"] is None
 

@@ -44,8 +44,8 @@ def test_nothing_is_kept_of_an_input(target) -> None:
         return sys.getallocatedblocks()
 
     before = blocks_after(3)
-    # Caches of the interpreter breathe; an object kept of each input would be ten.
-    assert blocks_after(10) - before < 5 * len(inputs)
+    # Caches of the interpreter breathe; an object kept of each input would be thirty.
+    assert blocks_after(30) - before < 15 * len(inputs)
 
 
 @each_target
@@ -64,7 +64,7 @@ def test_an_open_finding_is_survived(path: pathlib.Path) -> None:
 
 
 def test_every_kept_input_is_some_targets() -> None:
-    kept = {path.name for top in (CORPUS, CRASHES, OPEN) for path in top.iterdir() if path.is_dir()}
+    kept = {path.name for top in (CORPUS, CRASHES, OPEN) for path in top.glob("*/")}
     assert kept <= set(TARGETS)
     assert set(seeds.SEEDS) == set(TARGETS)
 
