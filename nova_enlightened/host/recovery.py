@@ -149,6 +149,11 @@ _RULES: Final[tuple[_Rule, ...]] = (
         Decision(Step.WAIT, "it is being handed over"),
     ),
     (
+        # Relays end with the last page, a moment before libvirt does.
+        lambda seen: seen.completed and Standing.FAILED not in (seen.here, seen.there),
+        Decision(Step.WAIT, "the last page has crossed, and libvirt ends it"),
+    ),
+    (
         lambda seen: not seen.relayed and (seen.here, seen.there) != _BOTH_FAILED,
         Decision(Step.WAIT, "QEMU's own channel carries it"),
     ),

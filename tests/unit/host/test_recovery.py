@@ -39,6 +39,13 @@ def test_with_both_relays_gone_it_is_resumed() -> None:
     assert step(BROKEN) is Step.RESUME
 
 
+def test_relays_that_ended_with_the_last_page_are_not_replaced() -> None:
+    ended = dataclasses.replace(BROKEN, completed=True, here=Standing.POSTCOPY)
+    for there in (Standing.POSTCOPY, Standing.EXECUTES, Standing.UNKNOWN):
+        assert step(ended, there=there) is Step.WAIT
+    assert step(ended, here=Standing.FAILED, there=Standing.FAILED) is Step.RESUME
+
+
 def test_a_relay_that_qemu_did_not_come_to_makes_room_for_another() -> None:
     assert step(CARRIED, here=Standing.FAILED, idle=True) is Step.END_HERE
 
