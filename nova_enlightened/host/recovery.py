@@ -56,6 +56,9 @@ class Seen:
 
 CONFIRMED: Final = 3
 """Looks where libvirt may be starting, or QEMU's end be on its way from one host to the other."""
+ENDING: Final = 15
+"""Looks in which libvirt that has given up is to hear from QEMU that the last page has crossed. A
+resume that comes between would have it miss that."""
 PATIENT: Final = 60
 """Looks where libvirt may not have begun yet."""
 
@@ -176,6 +179,12 @@ _RULES: Final[tuple[_Rule, ...]] = (
     (
         lambda seen: seen.relay_here is Carrier.GONE and seen.relay_there is Carrier.ALIVE,
         Decision(Step.END_THERE, "the source's relay is gone", looks=CONFIRMED),
+    ),
+    (
+        lambda seen: (
+            seen.completed and seen.relay_here is Carrier.GONE and seen.relay_there is Carrier.GONE
+        ),
+        Decision(Step.RESUME, "both relays are gone, and the last page with them", looks=ENDING),
     ),
     (
         lambda seen: seen.relay_here is Carrier.GONE and seen.relay_there is Carrier.GONE,

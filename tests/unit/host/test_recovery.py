@@ -43,7 +43,12 @@ def test_relays_that_ended_with_the_last_page_are_not_replaced() -> None:
     ended = dataclasses.replace(BROKEN, completed=True, here=Standing.POSTCOPY)
     for there in (Standing.POSTCOPY, Standing.EXECUTES, Standing.UNKNOWN):
         assert step(ended, there=there) is Step.WAIT
-    assert step(ended, here=Standing.FAILED, there=Standing.FAILED) is Step.RESUME
+
+
+def test_libvirt_that_gave_up_is_given_time_to_hear_of_the_last_page() -> None:
+    ended = dataclasses.replace(BROKEN, completed=True)
+    assert decide(ended).step is Step.RESUME
+    assert decide(ended).looks == recovery.ENDING > decide(BROKEN).looks
 
 
 def test_a_relay_that_qemu_did_not_come_to_makes_room_for_another() -> None:
