@@ -26,14 +26,22 @@ CONFIRMED_FOR_S: Final = 8.0
 
 
 def check(url: str) -> None:
-    """:raises ConfigError: there is no driver for such a URL; says no password that is in it."""
+    """:raises ConfigError: there is no driver for such a URL, or it gives away the lock of a silent
+    leader before that stops to lead; says no password that is in it.
+    """
     try:
-        coordination.get_coordinator(url, b"check")
+        made = coordination.get_coordinator(url, b"check")
     except (tooz.ToozError, RuntimeError, ImportError, ValueError) as error:  # stevedore's too
         scheme = url.partition(":")[0]
         raise exception.ConfigError(
             f"[{options.GROUP}] backend_url = {scheme}:... has no driver that is installed"
         ) from error
+    kept = getattr(made, "lock_timeout", None)
+    if kept is not None and kept <= CONFIRMED_FOR_S:
+        raise exception.ConfigError(
+            f"[{options.GROUP}] backend_url: a silent leader's lock is kept for {kept:g} s; with a "
+            f"timeout of {CONFIRMED_FOR_S:g} s or less two instances would lead for a moment"
+        )
 
 
 class Leadership:

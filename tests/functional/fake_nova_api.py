@@ -43,6 +43,9 @@ class NovaState:
         """Clear: a live migration is accepted, but its caller is kept waiting."""
         self.answer_requests.set()
         self.asked = threading.Event()
+        self.going = threading.Event()
+        """Clear: migrations stay in the status they are in."""
+        self.going.set()
         self.status = 0
         """What every request is answered with, where not 0."""
 
@@ -76,6 +79,8 @@ class NovaState:
 
     def look(self) -> None:
         """Migrations go on, a status at each look."""
+        if not self.going.is_set():
+            return
         words = ("accepted", *self.script)
         for migration in self.migrations:
             at = words.index(migration["status"])

@@ -2,7 +2,9 @@
 """Remediators as processes that are killed, with openstacksdk and an API over HTTP."""
 
 import pathlib
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,14 +44,14 @@ class Processes:
 
     def __init__(self, directory: pathlib.Path, state: NovaState, url: str) -> None:
         self.directory, self.state, self.url = directory, state, url
+        self.backend = f"file://{directory / 'coordination'}"
         self.running: dict[str, subprocess.Popen[str]] = {}
 
     def start(self, name: str, state: str, mode: str = "auto") -> subprocess.Popen[str]:
         file = self.directory / f"{name}.conf"
-        backend = f"file://{self.directory / 'coordination'}"
         file.write_text(
             CONFIGURATION.format(
-                mode=mode, state=self.directory / state, backend=backend, url=self.url
+                mode=mode, state=self.directory / state, backend=self.backend, url=self.url
             )
         )
         with open(self.log(name), "w") as log, open(self.asked(name), "w") as asked:
@@ -135,6 +137,63 @@ def test_the_leader_killed_while_it_asks_nova_is_followed_by_one_that_does_not_a
     assert nova.requests == [VM]
 
 
+@pytest.fixture
+def redis_backend(tmp_path: pathlib.Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A backend_url, and the server behind it. A lock there lasts for 10 s after its last word."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "",
+         "--dir", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield f"redis://127.0.0.1:{port}?timeout=10", server
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_the_next_leader_by_redis_goes_on_where_the_killed_one_was(
+    processes: Processes, redis_backend: tuple[str, "subprocess.Popen[bytes]"]
+) -> None:
+    processes.backend, nova = redis_backend[0], processes.state
+    nova.going.clear()
+    leader = processes.start("a", "state")
+    processes.until(lambda: "Leading as" in processes.log("a").read_text(), "the first leads")
+    processes.start("b", "state")
+    processes.until(
+        lambda: [e for e in processes.evictions("state") if e.at("appeared")], "it is under way"
+    )
+    assert "Leading as" not in processes.log("b").read_text()
+    leader.kill()
+    leader.wait()
+    processes.until(lambda: "Leading as" in processes.log("b").read_text(), "the second leads")
+    nova.going.set()
+    processes.until(lambda: all(e.ended for e in processes.evictions("state")), "it ends it")
+    (one,) = processes.evictions("state")
+    assert (one.state, one.destination) == (State.DONE, "compute2")
+    assert nova.requests == [VM]
+
+
+def test_nobody_leads_while_redis_hangs(
+    processes: Processes, redis_backend: tuple[str, "subprocess.Popen[bytes]"]
+) -> None:
+    processes.backend, server = redis_backend
+    processes.start("a", "state", mode="audit")
+    processes.until(lambda: "Leading as" in processes.log("a").read_text(), "it leads")
+    server.send_signal(signal.SIGSTOP)
+    processes.until(
+        lambda: "Not leading any more" in processes.log("a").read_text(), "it stops to lead"
+    )
+    server.send_signal(signal.SIGCONT)
+    processes.until(
+        lambda: processes.log("a").read_text().count("Leading, with") == 2, "it leads again"
+    )
+
+
 def test_the_second_instance_waits_for_the_lead(processes: Processes) -> None:
     processes.start("a", "state")
     processes.until(lambda: "Leading as" in processes.log("a").read_text(), "the first leads")
@@ -176,6 +235,7 @@ def threads_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", "os_cloud"),
         ("auth_type = telepathy", "telepathy"),
         ("backend_url = carrier-pigeon://\nauth_type = none", "backend_url"),
+        ("backend_url = redis://127.0.0.1?timeout=5\nauth_type = none", "for 5 s;"),
         ("auth_type = none\nstate_path = /proc/nowhere", "/proc/nowhere"),
     ],
 )
