@@ -22,6 +22,7 @@ from lab import Lab, faults
 from lab.errors import LabError
 from lab.faults import Departure
 from lab.guests import Guest
+from lab.host_agents import HostAgents, OrderedDeparture
 from nova_enlightened.host.standing import Standing
 
 SEED: Final = 5
@@ -40,7 +41,11 @@ QUICK_SHARE: Final = 10
 
 @dataclass(frozen=True)
 class Case:
-    """One VM and what befell it. ``at``: seconds after the beginning of its span."""
+    """One VM and what befell it.
+
+    ``at``: seconds after the beginning of its span. ``early``: the fault, which befell others too,
+    came before that beginning: it is counted only where the VM was lost by it.
+    """
 
     kind: str
     guest: str
@@ -48,6 +53,7 @@ class Case:
     survived: bool
     where: str
     words: str
+    early: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ class Kind:
     """A kind of fault.
 
     ``measure``: its id. ``cases``: how many. ``arrived``: the span begins when the guest executes
-    at its destination. ``shared``: it befalls all guests of a batch at once.
+    at its destination. ``shared``: it befalls all guests of a batch at once. ``agents``: they are
+    moved by the hosts' agents, whose records have to be right in the end.
     """
 
     measure: str
@@ -63,6 +70,7 @@ class Kind:
     arrived: bool
     shared: bool
     act: Callable[[Departure, random.Random], str]
+    agents: bool = False
 
 
 def faults_survived(session: Session) -> Outcome:
@@ -76,14 +84,23 @@ def faults_survived(session: Session) -> Outcome:
     notes = [f"seed {SEED}; {together} guests at a time"]
     certificates(lab)  # before several threads want them
     guests = Guests(lab)
-    for kind in KINDS:
-        if kind.measure not in session.wanted:
-            continue
+    agents = HostAgents(lab)
+    for kind in (kind for kind in KINDS if kind.measure in session.wanted):
+        if kind.agents:
+            session.tell("starting the hosts' agents")
+            agents.start()
         wanted = max(1, kind.cases // QUICK_SHARE) if session.options.quick else kind.cases
         cases: list[Case] = []
         while len(cases) < wanted:
             session.tell(f"{kind.measure}: {len(cases)} of {wanted}")
-            cases += batch(lab, guests, kind, min(together, wanted - len(cases)), dice)
+            count = min(together, wanted - len(cases))
+            done = batch(Setting(lab, guests, agents), kind, count, dice)
+            cases += [case for case in done if not (case.early and case.survived)]
+            for case in done:
+                if case.early or not case.survived:
+                    session.tell(f"{case}")
+        if kind.agents:
+            agents.stop()
         values[kind.measure] = [float(sum(case.survived for case in cases))]
         runs += [kept(number, case) for number, case in enumerate(cases, 1)]
         if wanted != kind.cases:
@@ -126,9 +143,22 @@ class Guests:
         guest.destroy()
 
 
-def batch(lab: Lab, guests: Guests, kind: Kind, count: int, dice: random.Random) -> Sequence[Case]:
+@dataclass(frozen=True)
+class Setting:
+    """What all cases of a run share."""
+
+    lab: Lab
+    guests: Guests
+    agents: HostAgents
+
+    def departure(self, kind: Kind, guest: Guest) -> Departure:
+        """Of one guest, as the kind has it leave."""
+        return OrderedDeparture(self.agents, guest) if kind.agents else Departure(self.lab, guest)
+
+
+def batch(setting: Setting, kind: Kind, count: int, dice: random.Random) -> Sequence[Case]:
     """Several VMs at once, each with a moment of its own; one moment where the fault is shared."""
-    moving = guests.some(count)
+    moving = setting.guests.some(count)
     seeds = [dice.randrange(1 << 32) for _ in moving]
     if kind.shared:
         seeds = seeds[:1] * len(moving)
@@ -146,18 +176,18 @@ def batch(lab: Lab, guests: Guests, kind: Kind, count: int, dice: random.Random)
     with ThreadPoolExecutor(len(moving)) as pool:
         cases = list(
             pool.map(
-                lambda pair: one_case(lab, pair[0], kind, act, random.Random(pair[1])),
+                lambda pair: one_case(setting, pair[0], kind, act, random.Random(pair[1])),
                 zip(moving, seeds, strict=True),
             )
         )
     for guest, case in zip(moving, cases, strict=True):
         if not case.survived:
-            guests.lose(guest)
+            setting.guests.lose(guest)
     return cases
 
 
 def one_case(
-    lab: Lab,
+    setting: Setting,
     guest: Guest,
     kind: Kind,
     act: Callable[[Departure, random.Random], str],
@@ -167,23 +197,30 @@ def one_case(
     at = round(dice.uniform(0.0, SPAN_S), 3)
     latest = guest.probe.latest
     known = latest.token_hash if latest is not None else 0
-    departure = Departure(lab, guest)
-    where, words, survived = "", "", False
+    departure = setting.departure(kind, guest)
+    where, words, survived, early = "", "", False, False
     with faults.Copies(departure) as copies:
         departure.start()
         try:
             begun = departure.until_executing if kind.arrived else departure.until_begun
-            begun()
-            threading.Event().wait(at)
-            where = act(departure, dice)
+            try:
+                begun()
+            except LabError:
+                early = kind.shared  # what was done to the others has kept it from coming so far
+                if not early:
+                    raise
+            else:
+                threading.Event().wait(at)
+                where = act(departure, dice)
             words = settled(departure)
             faults.assert_whole(guest, known)
+            assert_recorded(departure)
             survived = copies.second is None
         except LabError as error:
             words = str(error)
         finally:
             departure.kill()
-    return Case(kind.measure, guest.name, at, survived, where, copies.second or words)
+    return Case(kind.measure, guest.name, at, survived, where, copies.second or words, early)
 
 
 def settled(departure: Departure) -> str:
@@ -197,6 +234,12 @@ def settled(departure: Departure) -> str:
         threading.Event().wait(0.2)
         pair = (departure.here(), departure.there())
     return _WHOLE[pair]
+
+
+def assert_recorded(departure: Departure) -> None:
+    """Raises LabError where the hosts' agents, if they moved it, hold something else of it."""
+    if isinstance(departure, OrderedDeparture) and (wrong := departure.agents.wrong_of(departure)):
+        raise LabError(f"{departure.guest.name}: {wrong}")
 
 
 _WHOLE: Final = {
@@ -225,6 +268,13 @@ def _kill_who_ordered(departure: Departure, dice: random.Random) -> str:
     return "source"
 
 
+def _restart_agent(departure: Departure, dice: random.Random) -> str:
+    assert isinstance(departure, OrderedDeparture)
+    side = dice.choice(("source", "destination"))
+    departure.agents.restart(departure.source if side == "source" else departure.destination)
+    return side
+
+
 def _restart_libvirtd(departure: Departure, dice: random.Random) -> str:
     side = dice.choice(("source", "destination"))
     faults.restart_libvirtd(departure.source if side == "source" else departure.destination)
@@ -234,6 +284,7 @@ def _restart_libvirtd(departure: Departure, dice: random.Random) -> str:
 KINDS: Final = (
     Kind("cut_30s_survived_of_50", 50, True, True, _cut),
     Kind("relay_killed_survived_of_50", 50, False, False, _kill_relay),
-    Kind("restart_nova_compute_of_20", 20, False, False, _kill_who_ordered),
+    Kind("orderer_killed_survived_of_20", 20, False, False, _kill_who_ordered),
+    Kind("restart_host_agent_of_20", 20, False, False, _restart_agent, agents=True),
     Kind("restart_libvirtd_of_20", 20, False, True, _restart_libvirtd),
 )

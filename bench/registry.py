@@ -149,7 +149,7 @@ MEASURES: tuple[Measure, ...] = (
         Better.HIGHER,
     ),
     Measure(
-        "restart_nova_compute_of_20",
+        "orderer_killed_survived_of_20",
         "faults",
         "who ordered the migration killed at a random moment: VMs that go on, as above",
         "VMs",
@@ -159,7 +159,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "restart_host_agent_of_20",
         "faults",
-        "the agent of the source restarted at a random moment: VMs that go on, as above",
+        "the agent of either host killed and started at a random moment: VMs that go on, as above",
         "VMs",
         20.0,
         Better.HIGHER,
@@ -246,6 +246,14 @@ MEASURES: tuple[Measure, ...] = (
         "fuzz",
         "inputs that break a parser, after 2 million executions of each",
         "inputs",
+        0.0,
+        Better.LOWER,
+    ),
+    Measure(
+        "steady_load_orders",
+        "cloud",
+        "real Nova: evictions decided in ten minutes of a steady uneven load",
+        "evictions",
         0.0,
         Better.LOWER,
     ),

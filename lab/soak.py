@@ -28,7 +28,16 @@ from lab.errors import LabError
 from lab.faults import Departure
 from lab.guests import Guest
 from lab.laboratory import Lab
-from lab.soak_faults import FAULTS, HINTS, PHASES, Fault, guest_agent_killed, nothing, phases
+from lab.soak_faults import (
+    FAULTS,
+    HINTS,
+    PHASES,
+    Fault,
+    chosen,
+    guest_agent_killed,
+    nothing,
+    phases,
+)
 from lab.watch import event_loop
 from nova_enlightened import exception
 from nova_enlightened.host.eviction import Eviction, Route
@@ -44,7 +53,7 @@ SETTLE_S: Final = 150.0
 LINK_MBIT: Final = 1000.0
 GUEST_MIB: Final = 384
 LOG_BYTES: Final = 1500
-REPORT_S: Final = 180.0
+REPORT_S: Final = 300.0
 HINTS_S: Final = 60.0
 Tell = Callable[[str], None]
 
@@ -321,14 +330,15 @@ def soak(
 ) -> Report:
     """Bring a laboratory up, soak it, end it. Raises LabError where it does not come up."""
     event_loop()
-    chosen = random.randrange(1 << 32) if seed is None else seed
-    tell(f"seed {chosen}")
+    begun_with = random.randrange(1 << 32) if seed is None else seed
+    tell(f"seed {begun_with}")
     with Lab(run=run_directory, link_mbit=LINK_MBIT, progress=tell) as lab:
-        names = [f"soak{number}" for number in range(1, guests + 1)]
         started = [
-            lab.guest(name, workload="checksum", memory_mib=GUEST_MIB, wait=True) for name in names
+            lab.guest(f"soak{number}", workload="checksum", memory_mib=GUEST_MIB, wait=True)
+            for number in range(1, guests + 1)
         ]
-        return Soak(lab, started, random.Random(chosen), tell, fault_names).run(minutes)
+        names = fault_names or chosen(minutes)
+        return Soak(lab, started, random.Random(begun_with), tell, names).run(minutes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

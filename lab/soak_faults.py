@@ -20,6 +20,8 @@ from lab.faults import Departure
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
 
 LONGEST_CUT_S: Final = 6.0
+LONG_SOAK_MIN: Final = 20.0
+LONG_CUTS_S: Final = (30.0, 120.0)
 GUEST_UNIT: Final = "nova-enlightened-guest.service"
 
 Fault = Callable[[Departure, random.Random], None]
@@ -32,6 +34,11 @@ def nothing(departure: Departure, dice: random.Random) -> None:
 def _dropped(departure: Departure, dice: random.Random) -> None:
     with faults.dropped(departure.lab):
         time.sleep(dice.uniform(0.5, LONGEST_CUT_S))  # this is how long the fault lasts
+
+
+def _dropped_for_long(departure: Departure, dice: random.Random) -> None:
+    with faults.dropped(departure.lab):
+        time.sleep(dice.choice(LONG_CUTS_S))  # this is how long the fault lasts
 
 
 def _hung(departure: Departure, dice: random.Random) -> None:
@@ -64,6 +71,7 @@ def guest_agent_killed(departure: Departure, dice: random.Random) -> None:
 FAULTS: Final[Mapping[str, Fault]] = {
     "nothing": nothing,
     "link drops everything": _dropped,
+    "link drops all for long": _dropped_for_long,
     "link hangs": _hung,
     "link is reset": _reset,
     "source's relay killed": _source_relay_killed,
@@ -81,6 +89,7 @@ PHASES: Final[Mapping[str, Callable[[Departure], None]]] = {
 OF_A_MIGRATION: Final = frozenset(FAULTS) - {
     "nothing",
     "link drops everything",
+    "link drops all for long",
     "guest's agent killed",
 }
 """Faults of what is there only once libvirt migrates."""
@@ -109,3 +118,11 @@ def phases(fault: str) -> Sequence[str]:
     if fault in OF_A_MIGRATION:
         return [name for name in PHASES if name != "ordered"]
     return ["ordered"] if fault in HINTS or FAULTS[fault] is guest_agent_killed else list(PHASES)
+
+
+LONG: Final = frozenset({"link drops all for long"})
+
+
+def chosen(minutes: float) -> Sequence[str]:
+    """The faults of a soak of so many minutes: a short one has no time for long ones."""
+    return [name for name in (*FAULTS, *HINTS) if name not in LONG or minutes >= LONG_SOAK_MIN]
