@@ -43,8 +43,8 @@ QUICK_SHARE: Final = 10
 class Case:
     """One VM and what befell it.
 
-    ``at``: seconds after the beginning of its span. ``early``: the fault, which befell others too,
-    came before that beginning: it is counted only where the VM was lost by it.
+    ``at``: seconds after the beginning of its span. ``undone``: why nothing was done to it, though
+    perhaps to others beside it; then it is counted only where the VM was lost.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class Case:
     survived: bool
     where: str
     words: str
-    early: bool = False
+    undone: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def faults_survived(session: Session) -> Outcome:
             session.tell(f"{kind.measure}: {len(cases)} of {wanted}")
             count = min(together, wanted - len(cases))
             done = batch(Setting(lab, guests, agents), kind, count, dice)
-            cases += [case for case in done if not (case.early and case.survived)]
+            cases += [case for case in done if not (case.undone and case.survived)]
             for case in done:
-                if case.early or not case.survived:
+                if case.undone or not case.survived:
                     session.tell(f"{case}")
         if kind.agents:
             agents.stop()
@@ -198,20 +198,17 @@ def one_case(
     latest = guest.probe.latest
     known = latest.token_hash if latest is not None else 0
     departure = setting.departure(kind, guest)
-    where, words, survived, early = "", "", False, False
+    where, words, undone, survived = "", "", "", False
     with faults.Copies(departure) as copies:
         departure.start()
         try:
             begun = departure.until_executing if kind.arrived else departure.until_begun
             try:
                 begun()
-            except LabError:
-                early = kind.shared  # what was done to the others has kept it from coming so far
-                if not early:
-                    raise
-            else:
                 threading.Event().wait(at)
                 where = act(departure, dice)
+            except LabError as error:
+                undone = str(error)  # it never came so far, or there was nothing left to break
             words = settled(departure)
             faults.assert_whole(guest, known)
             assert_recorded(departure)
@@ -220,7 +217,7 @@ def one_case(
             words = str(error)
         finally:
             departure.kill()
-    return Case(kind.measure, guest.name, at, survived, where, copies.second or words, early)
+    return Case(kind.measure, guest.name, at, survived, where, copies.second or words, undone)
 
 
 def settled(departure: Departure) -> str:
