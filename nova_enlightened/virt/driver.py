@@ -13,17 +13,15 @@ import nova.conf
 from nova import exception as nova_exception
 from nova import rpc as nova_rpc
 from nova.compute import power_state, vm_states
-from nova.compute import utils as compute_utils
 from nova.virt.libvirt import driver as nova_driver
 from oslo_log import log as logging
 
 from nova_enlightened import conf, exception
-from nova_enlightened.host import standing
-from nova_enlightened.host.standing import Standing
 from nova_enlightened.rpc import HostAPI
-from nova_enlightened.virt import decision, obstacles, outcome, permission
+from nova_enlightened.virt import decision, obstacles, outcome, permission, records
 from nova_enlightened.virt.channel import GuestChannel
 from nova_enlightened.virt.decision import Decision, Facts, Kind, Reason
+from nova_enlightened.virt.departing import DepartingDriver
 from nova_enlightened.virt.outcome import End, Outcome
 from nova_enlightened.virt.streaming import StreamingDriver
 from nova_enlightened.virt.urgent import UrgentGuest
@@ -35,7 +33,11 @@ LOG = logging.getLogger(__name__)
 VIRT_TYPES = ("qemu", "kvm")
 
 
-class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # type: ignore[misc]
+class EnlightenedLibvirtDriver(
+    DepartingDriver,
+    StreamingDriver,
+    nova_driver.LibvirtDriver,  # type: ignore[misc]
+):
     """See the module."""
 
     def __init__(self, virtapi: Any, read_only: bool = False) -> None:
@@ -84,12 +86,18 @@ class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # t
         It runs in a thread of its own, beside Nova's monitor.
         """
         made = self._decide(instance, dest, migrate_data, guest)
+        host = migrate_data.migration.source_compute
+        if made.kind is not Kind.STOCK and not self._journalled(
+            instance, dest, block_migration, migrate_data, made.migration
+        ):
+            self._end_eviction(instance, host, made, "failed: it cannot be journalled")
+            made = Decision(Kind.STOCK, Reason.ERROR, "it cannot be journalled")
+            self._tell(instance, host, dest, made)
         if made.kind is Kind.STOCK:
             super()._live_migration_operation(
                 context, instance, dest, block_migration, migrate_data, guest, device_names
             )
             return
-        host = migrate_data.migration.source_compute
         urgent = UrgentGuest(
             guest,
             made,
@@ -148,18 +156,12 @@ class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # t
             found = self._ends.pop(moving, None)
             if found is not None and found.end in (End.LOST_HERE, End.LOST_THERE):
                 self._tell_loss(context, instance, found)
+                self._close_lost(instance.uuid, found)
 
     def _tell_loss(self, context: Any, instance: Any, found: Outcome) -> None:
         """Have Nova's record of the instance say what happened to it."""
-        LOG.error("The VM is lost: %s", found.words, instance=instance)
         try:
-            instance.refresh()
-            instance.vm_state = vm_states.ERROR
-            instance.task_state = None
-            instance.save()
-            compute_utils.add_instance_fault_from_exc(
-                context, instance, nova_exception.MigrationError(reason=found.words)
-            )
+            records.tell_loss(context, instance, found)
         except Exception:
             LOG.exception("The loss is not on record", instance=instance)
 
@@ -181,19 +183,11 @@ class EnlightenedLibvirtDriver(StreamingDriver, nova_driver.LibvirtDriver):  # t
     def _outcome(self, instance: Any, host: str) -> Outcome:
         """How a migration ends that libvirt gave up after its switch."""
 
-        def here() -> Standing:
-            try:
-                return standing.of(lambda: self._domain(instance))
-            except nova_exception.HypervisorUnavailable:
-                return Standing.UNKNOWN
-
         return outcome.wait(
-            here, lambda: self._agent().recovery(host, instance.uuid), instance.uuid
+            lambda: self._standing(instance.uuid),
+            lambda: self._agent().recovery(host, instance.uuid),
+            instance.uuid,
         )
-
-    def _domain(self, instance: Any) -> Any:
-        """Found anew, over whatever connection to libvirt there is; raises ``libvirtError``."""
-        return self._host.get_connection().lookupByUUIDString(instance.uuid)
 
     def _decide(self, instance: Any, dest: str, migrate_data: Any, guest: Any) -> Decision:
         """How it leaves. Raises nothing: what Nova can do must not fail because of this."""

@@ -60,6 +60,7 @@ class Agent:
         self.decisions: list[tuple[str, str]] = []
         self.followed: list[dict[str, Any]] = []
         self.recovered: dict[str, Any] = {}
+        self.there = "unknown"
 
     def prepare_eviction(self, host: str, **arguments: Any) -> dict[str, Any]:
         self.asked.append({"host": host, **arguments})
@@ -77,6 +78,9 @@ class Agent:
 
     def recovery(self, host: str, instance: str) -> dict[str, Any]:
         return self.recovered
+
+    def arrival(self, host: str, instance: str, migration: str | None) -> dict[str, Any]:
+        return {"domain": self.there, "relay": "unknown"}
 
     def note_decision(self, host: str, instance: str, kind: str, reason: str) -> None:
         self.decisions.append((kind, reason))
@@ -107,6 +111,7 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase):
         self.flags(live_migration_permit_post_copy=self.PERMIT_POST_COPY, group="libvirt")
         self.flags(live_migration_with_native_tls=self.NATIVE_TLS, group="libvirt")
         super().setUp()
+        self.flags(state_path=self.useFixture(fixtures.TempDir()).path)
         self._patch_libvirt()
         self.useFixture(
             fixtures.MonkeyPatch("nova_enlightened.virt.driver.HostAPI", lambda _: self.agent)
@@ -135,7 +140,14 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase):
 
     def _patch_libvirt(self) -> None:
         both = libvirt_with_novas_errors()
-        for module in ("virt.urgent", "virt.watched", "host.switch", "host.standing"):
+        for module in (
+            "virt.urgent",
+            "virt.watched",
+            "virt.guarded",
+            "virt.departing",
+            "host.switch",
+            "host.standing",
+        ):
             self.useFixture(fixtures.MonkeyPatch(f"nova_enlightened.{module}.libvirt", both))
         test = self
 
