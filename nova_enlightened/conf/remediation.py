@@ -199,7 +199,8 @@ Shorter makes the recorded times more exact and costs Nova's API more.
         min=2.0,
         max=600.0,
         help="""
-Seconds after a live migration was requested in which Nova has to show it.
+Seconds in which Nova has to show a live migration, from when it took the request or, where it did
+not answer, from when it was not waited for any more.
 
 After that the eviction is given up. It is not requested again: the request may still lie in a
 queue, and the server would move twice. Raise it when "never appeared" is logged of migrations

@@ -106,7 +106,9 @@ def overdue(record: EvictionRecord, now: float, timing: Timing) -> Happened:
         return Happened(Input.TIMED_OUT, _because(record, "not requested in time"))
     if record.state is State.REQUESTING and now - requested > timing.request_timeout:
         return Happened(Input.UNANSWERED, "the request did not come back")
-    if record.state is State.REQUESTED and now - requested > timing.appear_timeout:
+    # An API that cannot reach the bus keeps its caller waiting, and hands the request on later.
+    handed = record.at("accepted") or record.at("unanswered") or requested
+    if record.state is State.REQUESTED and now - handed > timing.appear_timeout:
         return Happened(
             Input.TIMED_OUT, _because(record, "the migration never appeared in Nova's list")
         )

@@ -15,8 +15,8 @@ REASON_LENGTH: Final = 500
 class EvictionRecord:
     """An eviction; times are seconds since the epoch.
 
-    Keys of `times`, as things happen: detected, decided, ordered, requested, accepted, appeared,
-    post_copy, completed, relieved, ended.
+    Keys of `times`, as things happen: detected, decided, ordered, requested, accepted (or
+    unanswered), appeared, post_copy, completed, relieved, ended.
 
     :param eviction: its id.
     :param cause: identifies what it is for.
@@ -130,6 +130,7 @@ def _passed(happened: Input, state: State) -> list[str]:
         Input.ORDER_MISSED: "ordered",
         Input.CHECKED: "requested",
         Input.ACCEPTED: "accepted",
+        Input.UNANSWERED: "unanswered",
         Input.APPEARED: "appeared",
         Input.POST_COPY_SEEN: "post_copy",
         Input.COMPLETED: "completed",

@@ -220,6 +220,13 @@ def test_a_migration_that_never_appeared_is_given_up_with_its_reason() -> None:
     assert one.after(Input.TIMED_OUT, 132.0).state is State.GAVE_UP
 
 
+def test_a_migration_may_appear_long_after_a_request_that_nova_kept_waiting() -> None:
+    asked = record(state=State.REQUESTING, times={"decided": 100.0, "requested": 101.0})
+    one = asked.after(Input.UNANSWERED, 121.0, "timeout")
+    assert overdue(one, 150.0, TIMING).input is None
+    assert overdue(one, 152.0, TIMING).input is Input.TIMED_OUT
+
+
 def test_an_order_is_withdrawn_where_no_migration_took_it() -> None:
     assert to_withdraw(record(state=State.FAILED, urgent=True))
     assert not to_withdraw(record(state=State.FAILED, urgent=False))
