@@ -149,6 +149,14 @@ MEASURES: tuple[Measure, ...] = (
         Better.HIGHER,
     ),
     Measure(
+        "restart_nova_compute_of_20",
+        "restarts",
+        "nova-compute of the source killed at a random moment: one copy, alive, on record as it is",
+        "VMs",
+        20.0,
+        Better.HIGHER,
+    ),
+    Measure(
         "orderer_killed_survived_of_20",
         "faults",
         "who ordered the migration killed at a random moment: VMs that go on, as above",
@@ -277,6 +285,13 @@ MEASURES: tuple[Measure, ...] = (
         "streaming",
         "appliance at 100 Mbit/s, 10 ms: start to 90 % of full rate, whole image first / ours",
         10.0,
+        Better.HIGHER,
+    ),
+    _ratio(
+        "stream_100_plain_ratio",
+        "streaming",
+        "the same, but the whole image is not compressed, as stock writes it / ours",
+        None,
         Better.HIGHER,
     ),
     _ratio(

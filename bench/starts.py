@@ -26,6 +26,7 @@ class StartWay(enum.StrEnum):
     """How an appliance is started."""
 
     WHOLE = "whole_image"
+    PLAIN = "whole_image_plain"
     HTTP = "qemu_http"
     LINEAR = "linear"
     PLANNED = "planned"
@@ -40,6 +41,7 @@ class StartWay(enum.StrEnum):
 
 _WORDS = {
     StartWay.WHOLE: "whole image first, virsh restore",
+    StartWay.PLAIN: "whole image first, not compressed, virsh restore",
     StartWay.HTTP: "memory first, disk by QEMU's http driver",
     StartWay.LINEAR: "on demand and front to back",
     StartWay.PLANNED: "on demand and by plan",

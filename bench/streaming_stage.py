@@ -32,7 +32,11 @@ UNSHAPED = Link(1000.0, 0.2)
 """Where the link should not matter: as fast as one machine carries it to itself."""
 CACHE = "/run/nova-enlightened/cache"
 LEARN_LIMIT_S, LOOK_S = 120.0, 0.5
-_DISKS = {StartWay.WHOLE: whole.Disk.DOWNLOADED, StartWay.HTTP: whole.Disk.HTTP}
+_DOWNLOADS = {
+    StartWay.WHOLE: whole.Download.PACKED,
+    StartWay.PLAIN: whole.Download.PLAIN,
+    StartWay.HTTP: whole.Download.HTTP,
+}
 ERRORS = (LabError, EnlightenedError, libvirt.libvirtError, OSError)
 
 
@@ -99,8 +103,8 @@ class ApplianceStage:
             raise StageError(str(error)) from error
 
     def _start(self, way: StartWay) -> Begun:
-        if way in _DISKS:
-            done = whole.start(self._host, self._store, self._image, _DISKS[way], self._work)
+        if way in _DOWNLOADS:
+            done = whole.start(self._host, self._store, self._image, _DOWNLOADS[way], self._work)
             steps = {"downloaded": done.downloaded, "executing": done.executing}
             return Begun(done.ordered, done.executing, steps)
         ordered = time.monotonic()

@@ -3,7 +3,8 @@
 
 The download is what a careful operator would offer: memory compressed once with zstd, the disk a
 qcow2 of zstd clusters that is used as it is. Both come at the same time and are unpacked while
-they come. The disk can also stay where it is, behind QEMU's own http driver with copy on read.
+they come. It can also be the two files as ``virsh save`` and ``qemu-img`` leave them unless told
+otherwise, and the disk can stay where it is, behind QEMU's own http driver with copy on read.
 """
 
 import enum
@@ -24,11 +25,15 @@ from lab.saved import Saved, with_disk
 _LEVEL = "-9"
 
 
-class Disk(enum.StrEnum):
-    """Where the disk is when the guest runs."""
+class Download(enum.StrEnum):
+    """What is brought before the guest runs."""
 
-    DOWNLOADED = "downloaded"
+    PACKED = "packed"
+    """Memory and disk, compressed."""
+    PLAIN = "plain"
+    """Memory and disk, as they were written."""
     HTTP = "http"
+    """Memory, compressed; the disk stays where it is."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def offer(saved: Saved, store: FarStore) -> WholeImage:
         half.rename(disk)
     there = store.root / "whole" / name
     there.mkdir(parents=True, exist_ok=True)
-    for file in (packed, disk):
+    for file in (packed, disk, saved.memory, saved.disk):
         shutil.copyfile(file, there / file.name)
     return WholeImage(saved, packed.stat().st_size, disk.stat().st_size)
 
@@ -82,7 +87,7 @@ class Restored:
     executing: float
 
 
-def start(host: Host, store: FarStore, image: WholeImage, disk: Disk, work: Path) -> Restored:
+def start(host: Host, store: FarStore, image: WholeImage, how: Download, work: Path) -> Restored:
     """Download what is to be downloaded, and restore. ``work`` is an empty directory for it.
 
     Raises LabError where that fails.
@@ -91,8 +96,11 @@ def start(host: Host, store: FarStore, image: WholeImage, disk: Disk, work: Path
     memory = work / "memory.save"
     url = f"{store.url}whole/{image.name}/"
     fetches = [f"curl -sSf {url}memory.zst | zstd -dcq > {memory}"]
-    if disk is Disk.DOWNLOADED:
+    if how is Download.PACKED:
         fetches.append(f"curl -sSf -o {work}/disk.qcow2 {url}disk-packed.qcow2")
+    elif how is Download.PLAIN:
+        files = ((image.saved.memory, memory), (image.saved.disk, work / "disk.qcow2"))
+        fetches = [f"curl -sSf -o {there} {url}{file.name}" for file, there in files]
     started = [
         host.popen(["bash", "-c", f"set -o pipefail; {fetch}"], stderr=subprocess.PIPE)
         for fetch in fetches
@@ -102,7 +110,7 @@ def start(host: Host, store: FarStore, image: WholeImage, disk: Disk, work: Path
         if process.returncode:
             raise LabError(f"the download failed: {said.decode(errors='replace')[-500:]}")
     downloaded = time.monotonic()
-    restore(host, memory, _disk(host, image, disk, work), work / "console.log")
+    restore(host, memory, _disk(host, image, how, work), work / "console.log")
     return Restored(ordered, downloaded, time.monotonic())
 
 
@@ -123,8 +131,8 @@ def local_disk(host: Host, base: Path, work: Path) -> str:
     return f"<driver name='qemu' type='qcow2'/><source file='{overlay}'/>"
 
 
-def _disk(host: Host, image: WholeImage, disk: Disk, work: Path) -> str:
-    if disk is Disk.DOWNLOADED:
+def _disk(host: Host, image: WholeImage, how: Download, work: Path) -> str:
+    if how is not Download.HTTP:
         return f"<driver name='qemu' type='qcow2'/><source file='{work}/disk.qcow2'/>"
     overlay, path = work / "overlay.qcow2", f"whole/{image.name}/disk-packed.qcow2"
     host.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2",

@@ -91,13 +91,13 @@ def test_the_store_answers_byte_ranges(lab: Lab, store: FarStore) -> None:
     assert answer.endswith(b"\r\n\r\n345")
 
 
-@pytest.mark.parametrize("disk", list(whole.Disk))
+@pytest.mark.parametrize("how", list(whole.Download))
 def test_a_session_goes_on_from_the_whole_image(
-    lab: Lab, store: FarStore, session: Saved, work: Path, disk: whole.Disk
+    lab: Lab, store: FarStore, session: Saved, work: Path, how: whole.Download
 ) -> None:
     users, probe = appliances.users(lab, SESSION, appliances.measured(1))
     try:
-        whole.start(lab.hosts["host2"], store, whole.offer(session, store), disk, work)
+        whole.start(lab.hosts["host2"], store, whole.offer(session, store), how, work)
         users.let_in()
         report = probe.wait_running(60.0)
         assert report.mismatches == 0
