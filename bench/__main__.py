@@ -57,7 +57,16 @@ SCENARIOS: dict[str, Callable[[Session], Outcome]] = {
     "fuzz": fuzz.fuzz,
 }
 NOT_QUICK = frozenset(
-    {"scattered_qemu10", "faults", "streaming", "cloud", "cloud_streaming", "soak", "fuzz"}
+    {
+        "scattered_qemu10",
+        "faults",
+        "restarts",
+        "streaming",
+        "cloud",
+        "cloud_streaming",
+        "soak",
+        "fuzz",
+    }
 )
 """Left out of a quick run that names nothing: they need a second Debian, OpenStack, or longer."""
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -89,6 +91,14 @@ class Launch:
         process = self._processes.pop((service.where, service.name), None)
         if process is not None:
             process.terminate()
+            process.wait()
+
+    def kill(self, service: Service) -> None:
+        """End it as a machine's trouble would, if it runs, with all that it started; wait."""
+        process = self._processes.pop((service.where, service.name), None)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def check(self, service: Service) -> None:

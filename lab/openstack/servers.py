@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import xml.etree.ElementTree as ElementTree
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 #: guest/init.sh names the series of what it reports after its UUID; a name holds that much.
 _SERIES = 15
 _AGENT_S = 10
+#: Until a guest does what it is told. On an emulated processor that others use too it boots, and
+#: fills its memory, slowly.
+WORKING_S = 240.0
 _RESTART = """\
 sed -i '/^LAB_workload=/d; /^LAB_args=/d; /^LAB_name=/d' /etc/lab.env
 printf 'LAB_workload={workload}\\nLAB_args={arguments}\\nLAB_name={series}\\n' >> /etc/lab.env
@@ -99,7 +103,7 @@ class Server:
         _, host, domain = min(found, key=lambda one: one[0])
         return host, domain
 
-    def work(self, workload: str, *arguments: str, seconds: float = 90.0) -> None:
+    def work(self, workload: str, *arguments: str, seconds: float = WORKING_S) -> None:
         """Have it do other work, as ``GuestSpec.workload`` names it, and wait until it does.
 
         Raises LabError where its guest agent, or its workload, does not come in time.
@@ -108,7 +112,7 @@ class Server:
         self._restart(workload, arguments, deadline)
         self.probe.wait_running(deadline - time.monotonic())
 
-    def serve(self, seconds: float = 90.0) -> None:
+    def serve(self, seconds: float = WORKING_S) -> None:
         """Have it serve redis, and wait until that answers. Raises LabError where it does not."""
         deadline = time.monotonic() + seconds
         self._restart("redis", (), deadline)
@@ -159,6 +163,27 @@ class Server:
     def go_on(self) -> None:
         """Undo ``hold``."""
         self._execute("systemctl kill --signal=CONT lab-workload.service")
+
+    def boot_id(self) -> str:
+        """What Linux in its guest calls this boot; another one has another.
+
+        Raises LabError where its guest agent does not answer.
+        """
+        _, domain = self.domain()
+        asked = {"path": "/proc/sys/kernel/random/boot_id", "mode": "r"}
+        try:
+            handle = self._ask(domain, "guest-file-open", asked)
+            read = self._ask(domain, "guest-file-read", {"handle": handle, "count": 64})
+            self._ask(domain, "guest-file-close", {"handle": handle})
+        except libvirt.libvirtError as error:
+            raise LabError(f"the agent in {self.uuid}: {error}") from error
+        return base64.b64decode(read["buf-b64"]).decode().strip()
+
+    @staticmethod
+    def _ask(domain: libvirt.virDomain, command: str, arguments: dict[str, Any]) -> Any:
+        text = json.dumps({"execute": command, "arguments": arguments})
+        answer = libvirt_qemu.qemuAgentCommand(domain, text, _AGENT_S, 0)
+        return json.loads(answer)["return"]
 
     def _execute(self, text: str) -> None:
         _, domain = self.domain()
