@@ -168,7 +168,7 @@ class ServerGone(NovaRefused):
 
 
 class JournalError(EnlightenedError):
-    """The journal of evictions cannot be read or written."""
+    """A journal, of evictions or of departures, cannot be read or written."""
 
 
 class StoreError(EnlightenedError):
@@ -209,6 +209,10 @@ class PlayerGone(PlayerError):
 
 class StreamingError(EnlightenedError):
     """A VM could not be started from, or kept on, a stored appliance."""
+
+
+class MonitorSilent(StreamingError):
+    """QEMU does not answer at its second monitor, or has none."""
 
 
 class CaptureError(EnlightenedError):

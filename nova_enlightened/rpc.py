@@ -232,7 +232,8 @@ class HostAPI:
         :param appliance: ``store`` (URL), ``manifest`` (sha256), ``plan`` (sha256 or None),
             ``memory`` (bool: false where only the disks are wanted, for a domain that boots) and
             ``traced`` (bool: its owner lets a trace be kept).
-        :returns: ``sockets`` (of the disks' NBD exports, by target) and of the ``manifest``:
+        :returns: ``sockets`` (of the disks' NBD exports, by target), ``monitor`` (the socket that
+            the domain's QEMU connects a second monitor to) and of the ``manifest``:
             ``machine``, ``qemu_version``, ``cpu``, ``domain_xml``, ``disks`` (target, bytes).
         """
         return self._call(

@@ -164,6 +164,15 @@ class Playback:
         """A guest waits for several places. :returns: how many of them are not here."""
         return sum(self.fault(place) for place in places)
 
+    def under_way(self, place: int) -> Fetch | None:
+        """The fetch that will bring a place, if it is asked for already."""
+        chunk = self._holdings.under_way(place)
+        if chunk is None:
+            return None
+        while chunk not in self._out:  # they are kept by their first chunk
+            chunk -= 1
+        return self._out[chunk][0]
+
     def _demand(self, place: int) -> None:
         chunk = self._holdings.under_way(place)
         if chunk is None:

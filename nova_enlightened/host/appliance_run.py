@@ -22,6 +22,7 @@ from nova_enlightened import exception
 from nova_enlightened.host import clones, players, streaming
 from nova_enlightened.host.connection import translated
 from nova_enlightened.host.players import RunningPlayer
+from nova_enlightened.host.spare_monitor import SpareMonitor
 from nova_enlightened.knowledge import domain_xml
 
 LOG = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class Run:
     :param domain: finds the server's domain, running or not; raises ``LibvirtError``.
     :param admit: lets QEMU use the sockets of a player that was started.
     :param clone_timeout: seconds for the guest to say that it knows who it is.
+    :param monitor: QEMU's second monitor, open; the run's from now on.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Run:
         domain: Callable[[], Any],
         admit: Callable[[RunningPlayer], None],
         clone_timeout: float,
+        monitor: SpareMonitor | None = None,
     ) -> None:
         self.order = order
         self.player = player
@@ -111,6 +114,7 @@ class Run:
         self._domain = domain
         self._admit = admit
         self._clone_timeout = clone_timeout
+        self._monitor = monitor
         self._phase = Phase.BUFFERING if order.memory else Phase.STREAMING
         self._error: str | None = None
         self._ended = threading.Event()
@@ -155,6 +159,11 @@ class Run:
     def let_go(self) -> None:
         """End the thread; the player goes on by itself."""
         self._ended.set()
+        self._close_monitor()
+
+    def _close_monitor(self) -> None:
+        if self._monitor is not None:
+            self._monitor.close()
 
     # -- the thread ---------------------------------------------------------------------------
 
@@ -308,7 +317,7 @@ class Run:
             self._phase = Phase.STREAMING
             return
         if self.order.memory:
-            self.player = streaming.recover(domain, self.player)
+            self.player = streaming.recover(domain, self.player, monitor=self._monitor)
         else:
             self.player = players.start(self.player.spec)
             streaming.resume_after_errors(domain)
@@ -357,6 +366,7 @@ class Run:
     def _remove(self) -> None:
         """The player, its sockets, its directory."""
         spec = self.player.spec
+        self._close_monitor()
         self.player.stop(FOLLOW_S * 10)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.player.pid, os.WNOHANG)

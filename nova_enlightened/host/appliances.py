@@ -10,7 +10,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from oslo_config import cfg
@@ -21,6 +21,7 @@ from nova_enlightened.conf import streaming as options
 from nova_enlightened.host import players
 from nova_enlightened.host.appliance_run import Order, Phase, Run
 from nova_enlightened.host.players import RunningPlayer
+from nova_enlightened.host.spare_monitor import SpareMonitor
 from nova_enlightened.transfer.chunk_cache import ChunkCache
 from nova_enlightened.transfer.player_appliance import read_manifest
 from nova_enlightened.transfer.player_spec import PlayerSpec
@@ -32,6 +33,8 @@ DIRECTORY: Final = "appliance-"
 """Before the server's UUID, below ``[enlightened] run_directory``."""
 MIB: Final = 1 << 20
 BITS: Final = 8
+MONITOR: Final = "-qmp.sock"
+"""Behind the server's UUID."""
 SOCKET_MODE: Final = 0o660
 MOST: Final = 1000
 LONGEST_SECONDS: Final = 86400.0
@@ -87,7 +90,11 @@ class Appliances:
                 run = None
             if run is None or not run.player.alive:
                 run = self._started(instance, store, digest, plan, manifest, wanted)
-        return {"manifest": told(manifest), "sockets": dict(run.player.spec.nbd_sockets)}
+        return {
+            "manifest": told(manifest),
+            "sockets": dict(run.player.spec.nbd_sockets),
+            "monitor": self._monitor_path(instance),
+        }
 
     def play(self, instance: str, identity: Mapping[str, Any], within: float) -> None:
         """See ``rpc.HostAPI.play_appliance``. :raises PlayerGone: it was not prepared."""
@@ -219,25 +226,48 @@ class Appliances:
         former = self._runs.pop(instance, None)
         if former is not None:
             former.let_go()
+        monitor = self._monitor(instance) if player.spec.qemu_socket is not None else None
         run = Run(
             player,
             order,
             lambda: self._domain(instance),
             self._admit,
             self._options.clone_timeout,
+            monitor,
         )
         self._runs[instance] = run
         run.start()
         return run
 
+    def _monitor_path(self, instance: str) -> str:
+        return os.path.join(self._top, f"{instance}{MONITOR}")
+
+    def _monitor(self, instance: str) -> SpareMonitor | None:
+        """Where the server's QEMU connects its second monitor; None where that cannot be."""
+        path = self._monitor_path(instance)
+        monitor = SpareMonitor(pathlib.Path(path))
+        try:
+            monitor.open()
+            self._admit_to((path,))
+        except (OSError, exception.PlayerError) as error:
+            LOG.warning("Server %s has no second monitor: %s", instance, error)
+            monitor.close()
+            return None
+        return monitor
+
     def _admit(self, player: RunningPlayer) -> None:
-        """Let QEMU's group, and nobody else, use the sockets of the disks. Whoever is in that
-        group, or root, may give a file of its own to it.
+        """Let QEMU's group, and nobody else, use the sockets of the disks."""
+        self._admit_to(player.spec.nbd_sockets.values())
+
+    def _admit_to(self, paths: Iterable[str]) -> None:
+        """Whoever is in that group, or root, may give a file of its own to it.
+
+        :raises PlayerError: it may not.
         """
         group = self._qemu_group()
         if group is None:
             return
-        for path in player.spec.nbd_sockets.values():
+        for path in paths:
             try:
                 os.chown(path, -1, group)
                 os.chmod(path, SOCKET_MODE)

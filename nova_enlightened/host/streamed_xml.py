@@ -8,6 +8,7 @@ from typing import Final
 from xml.etree import ElementTree
 
 from nova_enlightened import exception
+from nova_enlightened.host import spare_monitor
 
 QEMU: Final = "http://libvirt.org/schemas/domain/qemu/1.0"
 INCOMING: Final = ("-incoming", "defer")
@@ -34,26 +35,38 @@ def nbd_uri(target: str, socket: str) -> str:
     return f"nbd+unix:///{target}?{urllib.parse.urlencode({'socket': socket}, safe='/')}"
 
 
-def with_incoming(xml: str) -> str:
+def command_line(monitor: str | None) -> list[str]:
+    """Words of QEMU's for a domain that streams.
+
+    :param monitor: where its second monitor connects; see :mod:`.spare_monitor`. None: it has none.
+    """
+    return [*INCOMING, *(spare_monitor.arguments(monitor) if monitor is not None else ())]
+
+
+def with_incoming(xml: str, monitor: str | None = None) -> str:
     """The same domain, waiting for a migration. Not for a persistent definition: a cold start
     would wait too.
 
+    :param monitor: see :func:`command_line`.
     :raises StreamingError: that is no domain's XML.
     """
     domain = _parsed(xml)
     line = domain.find(f"{{{QEMU}}}commandline")
     if line is None:
         line = ElementTree.SubElement(domain, f"{{{QEMU}}}commandline")
-    for word in INCOMING:
+    for word in command_line(monitor):
         ElementTree.SubElement(line, f"{{{QEMU}}}arg", value=word)
     return ElementTree.tostring(domain, encoding="unicode")
 
 
-def streamed_xml(xml: str, name: str, uuid: str, disks: Iterable[StreamedDisk]) -> str:
+def streamed_xml(
+    xml: str, name: str, uuid: str, disks: Iterable[StreamedDisk], monitor: str | None = None
+) -> str:
     """A clone of a captured domain: another name and UUID, disks on their exports, waiting for its
     memory. Machine, CPU and the addresses of devices stay: they must match the capture.
 
     :param xml: of the captured domain.
+    :param monitor: see :func:`command_line`.
     :raises StreamingError: that is no domain's XML, or has no such disk.
     """
     domain = _parsed(xml)
@@ -64,7 +77,7 @@ def streamed_xml(xml: str, name: str, uuid: str, disks: Iterable[StreamedDisk]) 
         if found is None:
             raise exception.StreamingError(f"the captured domain has no disk {disk.target}")
         _lay_on_export(found, disk)
-    return with_incoming(ElementTree.tostring(domain, encoding="unicode"))
+    return with_incoming(ElementTree.tostring(domain, encoding="unicode"), monitor)
 
 
 def _parsed(xml: str) -> ElementTree.Element:

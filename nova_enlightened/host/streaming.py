@@ -17,6 +17,7 @@ this order:
 and ``recover(domain, player)`` where the player was lost in between.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from nova_enlightened import exception
 from nova_enlightened.host import players
 from nova_enlightened.host.connection import translated
 from nova_enlightened.host.players import RunningPlayer
+from nova_enlightened.host.spare_monitor import SpareMonitor
 from nova_enlightened.host.streamed_xml import nbd_uri
 from nova_enlightened.transfer.player_state import Phase
 
@@ -40,6 +42,8 @@ LOG = logging.getLogger(__name__)
 LOOK_S: Final = 0.02
 PAUSE_S: Final = 10.0
 """How long QEMU may take to notice that its player is gone."""
+STATUS_S: Final = 0.25
+"""How long its main loop may take to say how its migration stands; otherwise it is busy."""
 RECOVER_S: Final = 60.0
 RESUMES: Final = 50
 QEMU_IMG_S: Final = 60.0
@@ -153,18 +157,26 @@ def settle(domain: Any, player: RunningPlayer) -> bool:
     return True
 
 
-def recover(domain: Any, player: RunningPlayer, prefix: Sequence[str] = ()) -> RunningPlayer:
+def recover(
+    domain: Any,
+    player: RunningPlayer,
+    prefix: Sequence[str] = (),
+    monitor: SpareMonitor | None = None,
+) -> RunningPlayer:
     """Take up a domain whose player was lost; it goes on from where it was.
 
     :param player: the one that is gone; nothing happens to one that lives but its end.
     :param prefix: as of :func:`.players.start`.
+    :param monitor: QEMU's second one. Without it, or where QEMU is not connected to it, QEMU is
+        asked through libvirt: then nobody can help one that waits for a page itself.
     :returns: the new player, which QEMU has accepted.
     :raises StreamingError: QEMU cannot go on: it had not begun to execute (then the domain is
         gone, or to be started anew), or declines.
     :raises PlayerError: the new player could not be started.
     """
     player.stop(PAUSE_S)
-    status = _when_paused(domain)
+    uri = f"unix:{player.spec.qemu_socket}"
+    status = _listening_again(domain, uri, monitor)
     if status == "completed":
         if not player.spec.nbd_sockets:
             return player
@@ -172,9 +184,8 @@ def recover(domain: Any, player: RunningPlayer, prefix: Sequence[str] = ()) -> R
         spec = players.without_memory(player.spec)
         new = players.start(spec, prefix, player.seen)
     elif status in _RECOVERABLE:
-        qmp(domain, "migrate-recover", uri=f"unix:{player.spec.qemu_socket}")
         new = players.resumed(player, prefix)
-        _until_taken_up(domain, new)
+        _until_taken_up(new)
     else:
         raise exception.StreamingError(f"QEMU cannot go on: its migration is {status!r}")
     reconnect_disks(domain, new)
@@ -182,17 +193,62 @@ def recover(domain: Any, player: RunningPlayer, prefix: Sequence[str] = ()) -> R
     return new
 
 
-def _when_paused(domain: Any) -> str:
-    """QEMU's migration status, once it has noticed that nobody speaks to it any more."""
+def _listening_again(domain: Any, uri: str, monitor: SpareMonitor | None) -> str:
+    """QEMU's migration status, once it has noticed that nobody speaks to it any more. Where that
+    can be recovered it listens again.
+
+    :raises StreamingError: QEMU declines.
+    """
+    if monitor is not None:
+        try:
+            return _recover_out_of_band(monitor, uri)
+        except exception.MonitorSilent as error:
+            LOG.warning("%s; it is asked through libvirt", error)
+    status = _when_paused(lambda: migration_status(domain))
+    if status in _RECOVERABLE:
+        qmp(domain, "migrate-recover", uri=uri)
+    return status
+
+
+def _recover_out_of_band(monitor: SpareMonitor, uri: str) -> str:
+    """The same through QEMU's second monitor.
+
+    :raises MonitorSilent: QEMU is not connected to it, or has not paused in time.
+    """
     deadline = time.monotonic() + PAUSE_S
-    while (status := migration_status(domain)) in _UNDER_WAY:
+    patience = STATUS_S
+    while True:
+        try:
+            monitor.ask("migrate-recover", uri=uri)
+            return "postcopy-paused"
+        except exception.MonitorSilent:
+            raise
+        except exception.StreamingError as error:
+            if time.monotonic() > deadline:
+                raise
+            LOG.debug("Not yet: %s", error)
+        if time.monotonic() > deadline - PAUSE_S + patience:
+            # It has paused long ago, or has all its memory: its main loop tells, and waits for no
+            # page then. QEMU queues eight such questions, and takes no others behind them.
+            patience *= 2
+            with contextlib.suppress(exception.MonitorSilent):
+                told = monitor.ask("query-migrate", patience, out_of_band=False)
+                status = str(told.get("status", "none")) if isinstance(told, dict) else "none"
+                if status not in _UNDER_WAY | _RECOVERABLE:
+                    return status
+        time.sleep(LOOK_S)  # no event tells of the pause out of band
+
+
+def _when_paused(look: Callable[[], str]) -> str:
+    deadline = time.monotonic() + PAUSE_S
+    while (status := look()) in _UNDER_WAY:
         if time.monotonic() > deadline:
             break
         time.sleep(LOOK_S)
     return status
 
 
-def _until_taken_up(domain: Any, player: RunningPlayer) -> None:
+def _until_taken_up(player: RunningPlayer) -> None:
     deadline = time.monotonic() + RECOVER_S
     while True:
         state = player.state()
@@ -203,9 +259,8 @@ def _until_taken_up(domain: Any, player: RunningPlayer) -> None:
             why = state.get("error") or f"its player ended, see {player.spec.log}"
             raise exception.StreamingError(f"it was not taken up: {why}")
         if time.monotonic() > deadline:
-            status = migration_status(domain)
             raise exception.StreamingError(
-                f"it was not taken up in {RECOVER_S:g} s: {step or 'not connected'}, {status}"
+                f"it was not taken up in {RECOVER_S:g} s: {step or 'not connected'}"
             )
         time.sleep(LOOK_S)
 

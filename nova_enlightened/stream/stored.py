@@ -42,6 +42,8 @@ _CONTINUED: Final = {
     int(RamFlag.PAGE | RamFlag.CONTINUE): PAGE_STRIDE,
     int(RamFlag.ZERO | RamFlag.CONTINUE): ZERO_STRIDE,
 }
+_HEAD: Final = 6
+"""Bytes before the description: end mark, its own mark, and its length."""
 _STREAK: Final = 16
 """Equal records one after another before a run of them is looked for."""
 
@@ -264,25 +266,26 @@ class _Reading:
     def _ending(self, begin: int) -> tuple[int, tuple[int, int]]:
         """Where the device state ends, and the description: it alone reaches to the end exactly.
 
-        Only its length says where it begins, so each place is tried whose length fits.
+        JSON has no zero byte, so the last one there is belongs to the mark or to the length that
+        are before it.
         """
         view, size = self._view, len(self._view)
-        tail = bytes(view[max(begin, size - limits.MAX_DESCRIPTION - 6) : size])
+        tail = bytes(view[max(begin, size - limits.MAX_DESCRIPTION - _HEAD) : size])
         mark = bytes((SectionType.EOF, SectionType.VMDESCRIPTION))
-        at = tail.rfind(mark)
-        while at >= 0:
-            body = tail[at + 6 :]
-            if int.from_bytes(tail[at + 2 : at + 6], "big") == len(body) and _is_json(body):
+        last = tail.rfind(b"\0")
+        for at in range(last, max(last - _HEAD, -1), -1):
+            length = int.from_bytes(tail[at + 2 : at + _HEAD], "big")
+            fits = tail[at : at + 2] == mark and length == len(tail) - at - _HEAD
+            if fits and _is_json(tail[at + _HEAD :]):
                 end = size - len(tail) + at
-                return end, (end + 6, size)
-            at = tail.rfind(mark, 0, at)
+                return end, (end + _HEAD, size)
         raise self._wrong("no description of the devices at the end: the stream is cut off")
 
 
 def _is_json(body: bytes) -> bool:
     try:
         return body[:1] == b"{" and isinstance(json.loads(body), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

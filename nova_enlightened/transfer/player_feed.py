@@ -109,7 +109,11 @@ class Feed:
             held = self._held.pop(place, None)
             if held is not None and self._memory is not None:
                 self._memory.put(np.array([place], np.uint32), held, urgent=True)
-            elif not self.playback.fault(place) and place >= self._appliance.space.memory_pages:
+            elif self.playback.fault(place):
+                under_way = self.playback.under_way(place)
+                if under_way is not None and not under_way.urgent:
+                    self._fetchers.promote(under_way)
+            elif place >= self._appliance.space.memory_pages:
                 self._bring_again(place)
 
     def _bring_again(self, place: int) -> None:

@@ -115,6 +115,19 @@ class Fetchers:
                 self._ready_reserved.notify()
             self._ready.notify()
 
+    def promote(self, fetch: Fetch) -> bool:
+        """A guest waits for what was asked for ahead: bring it before anything that nobody waits
+        for. :returns: whether it was still in the queue.
+        """
+        with self._lock:
+            for place, queued in enumerate(self._background):
+                if queued is fetch:
+                    del self._background[place]
+                    self._urgent.append(fetch)
+                    self._ready_reserved.notify()
+                    return True
+        return False
+
     def close(self) -> None:
         """End; what is under way is waited for as long as the store takes over a range."""
         self._closed.set()

@@ -16,6 +16,7 @@ from typing import Final
 from xml.etree import ElementTree
 
 from nova_enlightened import exception
+from nova_enlightened.host import streamed_xml
 from nova_enlightened.knowledge import domain_xml
 
 Element = ElementTree.Element
@@ -88,12 +89,19 @@ class Merged:
     interfaces: tuple[tuple[str, str], ...]
 
 
-def merge(captured: str, own: str, generation: str, exports: Mapping[str, str]) -> Merged:
+def merge(
+    captured: str,
+    own: str,
+    generation: str,
+    exports: Mapping[str, str],
+    monitor: str | None = None,
+) -> Merged:
     """The domain to resume.
 
     :param exports: unix socket of the NBD export below each disk, by target.
     :param captured: a manifest's ``domain_xml``; hostile.
     :param own: as Nova made it for this server.
+    :param monitor: this host's socket for QEMU's second monitor, see `host.spare_monitor`.
     :param generation: a new UUID, for a guest that has a VM generation ID.
     :raises ManifestError: the two do not fit each other, or the captured one has something that
         cannot be resumed elsewhere.
@@ -116,7 +124,7 @@ def merge(captured: str, own: str, generation: str, exports: Mapping[str, str]) 
     devices = _Devices(guest, host, exports)
     made.append(devices.merged())
     arguments = ElementTree.SubElement(made, f"{domain_xml.QEMU_NAMESPACE}commandline")
-    for value in ("-incoming", "defer"):
+    for value in streamed_xml.command_line(monitor):
         ElementTree.SubElement(arguments, f"{domain_xml.QEMU_NAMESPACE}arg", {"value": value})
     xml = ElementTree.tostring(made, "unicode")
     return Merged(xml, tuple(devices.dropped), tuple(devices.macs))

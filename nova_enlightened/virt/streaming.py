@@ -55,6 +55,7 @@ class _Start:
     stored: fitting.Stored
     sockets: dict[str, str]
     disk: int
+    monitor: str | None
     merged: merged_xml.Merged | None = None
 
 
@@ -126,7 +127,8 @@ class StreamingDriver(StreamedDriver):
         except Exception:
             self._end(instance, kept=False)
             raise
-        return _Start(wanted, stored, sockets, max(has.disk, flavor.disk))
+        # An agent of a former release has none.
+        return _Start(wanted, stored, sockets, max(has.disk, flavor.disk), answer.get("monitor"))
 
     def _check_host(self, stored: fitting.Stored) -> None:
         """:raises HostUnfit: what was captured cannot execute here."""
@@ -212,7 +214,7 @@ class StreamingDriver(StreamedDriver):
             return create(context, xml, instance, power_on, pause, post_xml_callback)
         with _as_novas(instance):
             start.merged = merged_xml.merge(
-                start.stored.domain_xml, xml, str(uuid.uuid4()), start.sockets
+                start.stored.domain_xml, xml, str(uuid.uuid4()), start.sockets, start.monitor
             )
             why = obstacles.find(start.merged.xml)
             if why is not None:

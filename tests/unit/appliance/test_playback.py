@@ -95,6 +95,16 @@ def test_what_a_guest_waits_for_comes_first():
     assert places_in(BASE, fetch) == [300, 301, 302, 303]
 
 
+def test_what_is_on_its_way_already_is_told_so_that_it_can_overtake():
+    playback = planned()
+    ahead = [playback.next(0.0) for _ in range(2)]
+    for fetch in ahead:
+        place = places_in(LAYER, fetch)[-1]
+        assert playback.fault(place)
+        assert playback.under_way(place) is fetch
+    assert playback.under_way(301) is None
+
+
 def test_then_its_cluster_then_the_plan_then_the_rest_front_to_back():
     playback = planned(clusters=(0, 50, 60))
     playback.fault(ORDER[55])

@@ -186,7 +186,7 @@ def test_a_player_that_was_killed_is_replaced(
 ) -> None:
     new = Player(spec)
     new.told = {"phase": "complete", "executing": True}
-    monkeypatch.setattr(streaming, "recover", lambda *_: new)
+    monkeypatch.setattr(streaming, "recover", lambda *_, **__: new)
     started = start(ordered())
     started.player.told = {"phase": "streaming", "ready": True, "executing": True}
     started.until(Phase.STREAMING)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nova_enlightened.exception import StreamError
-from nova_enlightened.stream import encode, save_file, stored
+from nova_enlightened.stream import encode, limits, save_file, stored
 from nova_enlightened.stream.events import Configuration, RamBlock
 from nova_enlightened.stream.wire import CommandKind
 from tests.unit.stream import stored_streams as made
@@ -65,6 +65,26 @@ def test_device_state_and_description_are_what_the_stream_ends_with() -> None:
     assert stream[slice(*found.configuration_span)] == encode.configuration(made.MACHINE)
     assert found.blocks == made.BLOCKS
     assert found.ram_section_id == 3
+
+
+def test_device_state_full_of_what_looks_like_its_end_is_passed_over_at_once() -> None:
+    # Each mark has the length that would be right for it, and begins what might be JSON.
+    count = limits.MAX_DESCRIPTION // 7 - 1
+    behind = (np.arange(count, 0, -1) * 7 - 6).astype(">u4")
+    marks = np.zeros((count, 7), np.uint8)
+    marks[:, 1], marks[:, 6] = 6, ord("{")
+    marks[:, 2:6] = behind.view(np.uint8).reshape(-1, 4)
+    stream = made.start() + part([record("pc.ram", 0, page(0))], True) + made.DEVICE
+    began = time.process_time()
+    with pytest.raises(StreamError, match="no description"):
+        stored.read(stream + marks.tobytes())
+    assert time.process_time() - began < 5.0  # each of them copied: minutes
+
+
+def test_a_description_too_deep_to_be_read_is_none() -> None:
+    stream = made.start() + part([record("pc.ram", 0, page(0))], True)
+    with pytest.raises(StreamError, match="no description"):
+        stored.read(stream + made.ending(description=b'{"a":' + b"[" * 200_000))
 
 
 def test_where_the_guest_was_stopped_may_be_marked() -> None:

@@ -226,3 +226,15 @@ def test_the_interfaces_addresses_then_and_now_are_told() -> None:
     )
     made = merged_xml.merge(captured, OWN, GENERATION, {})
     assert made.interfaces == (("52:54:00:00:00:01", "fa:16:3e:aa:bb:cc"),)
+
+
+def test_qemu_gets_a_second_monitor_at_the_agents_socket() -> None:
+    made = merged_xml.merge(CAPTURED, OWN, GENERATION, {"vda": "/run/x/vda.nbd"}, "/run/x/q.sock")
+    words = [
+        one.get("value") for one in ElementTree.fromstring(made.xml).iter() if "value" in one.attrib
+    ]
+    line = words[words.index("-incoming") :]
+    assert line[:3] == ["-incoming", "defer", "-chardev"]
+    assert "path=/run/x/q.sock," in str(line[3])
+    assert line[4] == "-mon"
+    assert "q.sock" not in OWN

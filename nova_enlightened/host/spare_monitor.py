@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A monitor of QEMU's beside libvirt's, which answers while QEMU itself waits for a page.
+
+Whoever holds QEMU's big lock may touch a page of the guest that has not come: QEMU's main loop
+then stands still, and libvirt's monitor with it. If the player is lost at that moment, nobody could
+tell QEMU to accept another. This monitor is served by a thread of QEMU's that needs neither lock
+nor guest memory, for commands that are *out of band*; ``migrate-recover`` is one.
+
+QEMU connects, and is negotiated with, while all is well: the negotiation itself is in band. It
+connects to us rather than we to it, and again when it finds nobody: a domain that moves to a host
+without this service starts there all the same, and nothing of QEMU's listens.
+"""
+
+import contextlib
+import logging
+import pathlib
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from nova_enlightened import exception
+from nova_enlightened.host.relays import listen_unix
+from nova_enlightened.stream.qmp import Answer, Greeting, QmpClient
+
+LOG = logging.getLogger(__name__)
+
+RECONNECT_S: Final = 2
+CHARDEV: Final = "enlightened-recovery"
+ANSWER_S: Final = 5.0
+_READ: Final = 64 << 10
+
+
+def arguments(path: str) -> list[str]:
+    """Words of QEMU's command line for the monitor. :param path: of :class:`SpareMonitor`."""
+    where = path.replace(",", ",,")
+    return [
+        "-chardev",
+        f"socket,id={CHARDEV},path={where},reconnect={RECONNECT_S}",
+        "-mon",
+        f"chardev={CHARDEV},mode=control",
+    ]
+
+
+class SpareMonitor:
+    """One VM's. Safe for threads; made without I/O.
+
+    :param path: where QEMU connects, as seen from here.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self._listener: socket.socket | None = None
+        self._changed = threading.Condition()
+        self._connection: _Connection | None = None
+        self._closed = False
+
+    def open(self) -> None:
+        """Listen. Raises OSError."""
+        self._listener = listen_unix(str(self.path))
+        threading.Thread(target=self._accept, name="monitor", daemon=True).start()
+
+    def close(self) -> None:
+        """End; QEMU finds nobody from now on."""
+        with self._changed:
+            self._closed = True
+            connection = self._connection
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # ends the wait in accept()
+            self._listener.close()
+            self.path.unlink(missing_ok=True)
+        if connection is not None:
+            connection.close()
+
+    def wait_ready(self, seconds: float) -> bool:
+        """Whether QEMU has connected and takes commands out of band, within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._ready is not None, seconds)
+
+    def ask(
+        self, command: str, seconds: float = ANSWER_S, *, out_of_band: bool = True, **words: Any
+    ) -> Any:
+        """What QEMU returns.
+
+        :raises MonitorSilent: it is not connected, or does not answer within so many seconds.
+        :raises StreamingError: it declines.
+        """
+        with self._changed:
+            connection = self._ready
+        if connection is None:
+            raise exception.MonitorSilent(f"{command}: QEMU is not connected to {self.path}")
+        return connection.ask(command, seconds, out_of_band, words)
+
+    @property
+    def _ready(self) -> "_Connection | None":
+        connection = self._connection
+        return connection if connection is not None and connection.ready else None
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            connection = _Connection(sock)
+            with self._changed:
+                former, self._connection = self._connection, connection
+                closed = self._closed
+            if former is not None:
+                former.close()  # QEMU has one connection: the former has ended
+            if closed:
+                connection.close()
+                return
+            threading.Thread(
+                target=self._serve, args=(connection,), name="monitor", daemon=True
+            ).start()
+
+    def _serve(self, connection: "_Connection") -> None:
+        try:
+            for _ in connection.listen():
+                with self._changed:
+                    self._changed.notify_all()
+        except (OSError, exception.StreamError) as error:
+            LOG.warning("Monitor %s: %s", self.path, error)
+        finally:
+            connection.close()
+
+
+class _Connection:
+    """One connection of QEMU's."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.ready = False
+        self._socket = sock
+        self._client = QmpClient()
+        self._lock = threading.Lock()
+        self._asked: dict[int, queue.SimpleQueue[Answer | None]] = {}
+        self._negotiation = 0
+        self._open = True
+
+    def listen(self) -> Iterator[None]:
+        """Until it ends; yields once it may be asked. What QEMU says is taken all the time."""
+        while data := self._socket.recv(_READ):
+            self._client.receive_data(data)
+            while isinstance(event := self._client.next_event(), Greeting | Answer):
+                if isinstance(event, Greeting):
+                    self._negotiate(event)
+                elif event.request == self._negotiation:
+                    if event.error is not None:
+                        raise exception.StreamError(f"QEMU negotiates nothing: {event.error}")
+                    self.ready = True
+                    yield
+                else:
+                    self._answered(event)
+
+    def _negotiate(self, greeting: Greeting) -> None:
+        if not greeting.out_of_band:
+            raise exception.StreamError("QEMU's monitor takes no command out of band")
+        self._negotiation, words = self._client.request("qmp_capabilities", enable=["oob"])
+        self._socket.sendall(words)
+
+    def _answered(self, answer: Answer) -> None:
+        with self._lock:
+            waiting = self._asked.pop(answer.request, None)
+        if waiting is not None:
+            waiting.put(answer)
+
+    def ask(self, command: str, seconds: float, out_of_band: bool, words: dict[str, Any]) -> Any:
+        """See :meth:`SpareMonitor.ask`."""
+        answered: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            number, said = self._client.request(command, out_of_band=out_of_band, **words)
+            if not self._open:
+                raise exception.MonitorSilent(f"{command}: QEMU has ended its connection")
+            self._asked[number] = answered
+            try:
+                self._socket.sendall(said)
+            except OSError as error:
+                del self._asked[number]
+                raise exception.MonitorSilent(f"{command}: {error}") from error
+        try:
+            answer = answered.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            answer = None
+        finally:
+            with self._lock:
+                self._asked.pop(number, None)
+        if answer is None:
+            raise exception.MonitorSilent(f"{command}: QEMU does not answer")
+        if answer.error is not None:
+            raise exception.StreamingError(f"{command}: {answer.error}")
+        return answer.value
+
+    def close(self) -> None:
+        """End it; who waits for an answer gets none."""
+        self.ready = False
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._open = False
+            for waiting in self._asked.values():
+                waiting.put(None)
+            self._asked.clear()
+            self._socket.close()

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's second monitor, with a QEMU that this test plays."""
+
+import contextlib
+import json
+import pathlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nova_enlightened import exception
+from nova_enlightened.host import spare_monitor, streaming
+from nova_enlightened.host.spare_monitor import SpareMonitor
+
+WAIT_S = 10.0
+GREETING = {"QMP": {"version": {}, "capabilities": ["oob"]}}
+
+
+class Qemu:
+    """Connects as QEMU does. ``answers``: by command; nothing for what the main loop would do
+    that stands still.
+    """
+
+    def __init__(self, path: pathlib.Path, greeting: Any = None) -> None:
+        self.answers: dict[str, list[dict[str, Any]]] = {"qmp_capabilities": [{"return": {}}]}
+        self.asked: list[dict[str, Any]] = []
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(str(path))
+        self.say(GREETING if greeting is None else greeting)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def say(self, words: dict[str, Any]) -> None:
+        self.socket.sendall(json.dumps(words).encode() + b"\r\n")
+
+    def start(self) -> "Qemu":
+        self._thread.start()
+        return self
+
+    def _run(self) -> None:
+        for line in self.socket.makefile():
+            asked = json.loads(line)
+            self.asked.append(asked)
+            command = asked.get("exec-oob") or asked["execute"]
+            if answers := self.answers.get(command):
+                answer = answers.pop(0) if len(answers) > 1 else answers[0]
+                self.say({**answer, "id": asked["id"]})
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # it may have ended already
+        self.socket.close()
+
+
+@pytest.fixture
+def monitor(tmp_path: pathlib.Path) -> Iterator[SpareMonitor]:
+    made = SpareMonitor(tmp_path / "qmp.sock")
+    made.open()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def qemu(monitor: SpareMonitor) -> Iterator[Qemu]:
+    made = Qemu(monitor.path).start()
+    assert monitor.wait_ready(WAIT_S)
+    yield made
+    made.close()
+
+
+DECLINED = {"error": {"desc": "Migrate recover can only be run when postcopy is paused."}}
+
+
+def test_it_asks_for_commands_out_of_band(qemu: Qemu) -> None:
+    assert qemu.asked[0]["arguments"] == {"enable": ["oob"]}
+
+
+def test_it_is_answered_while_the_main_loop_stands_still(monitor: SpareMonitor, qemu: Qemu) -> None:
+    with pytest.raises(exception.MonitorSilent):
+        monitor.ask("query-status", 0.01, out_of_band=False)
+    qemu.answers["migrate-recover"] = [{"return": {}}]
+    assert monitor.ask("migrate-recover", uri="unix:/x") == {}
+    assert "exec-oob" in qemu.asked[-1]
+
+
+def test_what_qemu_declines_is_told_in_its_words(monitor: SpareMonitor, qemu: Qemu) -> None:
+    qemu.answers["migrate-recover"] = [DECLINED]
+    with pytest.raises(exception.StreamingError, match="postcopy is paused"):
+        monitor.ask("migrate-recover", uri="unix:/x")
+
+
+def test_a_qemu_that_never_connected_is_silent(monitor: SpareMonitor) -> None:
+    with pytest.raises(exception.MonitorSilent, match="not connected"):
+        monitor.ask("migrate-recover", uri="unix:/x")
+
+
+def test_a_qemu_that_comes_again_is_taken_again(monitor: SpareMonitor, qemu: Qemu) -> None:
+    another = Qemu(monitor.path).start()
+    another.answers["migrate-recover"] = [{"return": "another"}]
+    while not another.asked:
+        threading.Event().wait(0.01)
+    assert monitor.wait_ready(WAIT_S)
+    assert monitor.ask("migrate-recover", uri="unix:/x") == "another"
+    another.close()
+
+
+def test_whoever_waits_is_told_when_qemu_ends(monitor: SpareMonitor, qemu: Qemu) -> None:
+    threading.Timer(0.05, qemu.close).start()
+    with pytest.raises(exception.MonitorSilent):
+        monitor.ask("query-status", WAIT_S, out_of_band=False)
+
+
+def test_a_monitor_without_a_thread_of_its_own_is_of_no_use(monitor: SpareMonitor) -> None:
+    made = Qemu(monitor.path, {"QMP": {"capabilities": []}}).start()
+    made._thread.join(WAIT_S)  # until it is hung up on
+    assert not monitor.wait_ready(0.0)
+    assert made.asked == []
+    made.close()
+
+
+def test_nobody_is_let_in_but_its_owner(monitor: SpareMonitor) -> None:
+    assert monitor.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_its_socket_goes_with_it(tmp_path: pathlib.Path) -> None:
+    made = SpareMonitor(tmp_path / "qmp.sock")
+    made.open()
+    made.close()
+    assert not made.path.exists()
+
+
+def test_a_comma_in_a_path_is_not_the_end_of_it() -> None:
+    assert "path=/a,,b.sock," in spare_monitor.arguments("/a,b.sock")[1]
+
+
+# --- recovery -------------------------------------------------------------------------------------
+
+
+def test_it_is_asked_until_qemu_has_noticed_that_its_player_is_gone(
+    monitor: SpareMonitor, qemu: Qemu
+) -> None:
+    qemu.answers["migrate-recover"] = [DECLINED, DECLINED, {"return": {}}]
+    assert streaming._listening_again(None, "unix:/x", monitor) == "postcopy-paused"
+    assert [one.get("exec-oob") for one in qemu.asked[1:]] == ["migrate-recover"] * 3
+
+
+def test_a_qemu_that_has_all_its_memory_says_so(monitor: SpareMonitor, qemu: Qemu) -> None:
+    qemu.answers["migrate-recover"] = [DECLINED]
+    qemu.answers["query-migrate"] = [{"return": {"status": "completed"}}]
+    assert streaming._listening_again(None, "unix:/x", monitor) == "completed"
+
+
+def test_a_main_loop_that_stands_still_is_not_asked_more_often_than_qemu_queues(
+    monitor: SpareMonitor, qemu: Qemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "PAUSE_S", 1.0)
+    monkeypatch.setattr(streaming, "STATUS_S", 0.025)  # as 0.25 s is to 10 s
+    qemu.answers["migrate-recover"] = [DECLINED]
+    with pytest.raises(exception.StreamingError, match="postcopy is paused"):
+        streaming._listening_again(None, "unix:/x", monitor)
+    assert 0 < sum("execute" in one for one in qemu.asked) - 1 < 8
+
+
+def test_without_it_qemu_is_asked_through_libvirt(
+    monitor: SpareMonitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def qmp(_: Any, command: str, **words: Any) -> dict[str, Any]:
+        asked.append(command)
+        return {"status": "postcopy-paused"}
+
+    monkeypatch.setattr(streaming, "qmp", qmp)
+    assert streaming._listening_again(None, "unix:/x", monitor) == "postcopy-paused"
+    assert asked == ["query-migrate", "migrate-recover"]
