@@ -112,8 +112,9 @@ class HostEndpoint:
     def end_eviction(self, context: dict[str, Any], migration: str, outcome: str) -> dict[str, Any]:
         """The last state of the source's relay."""
         outcome = str(outcome)
-        self._metrics.ended(outcome == "completed")
-        self._recovery.ended(instance_uuid(migration))
+        completed = outcome == "completed"
+        self._metrics.ended(completed)
+        self._recovery.ended(instance_uuid(migration), completed)
         return dict(self._upkeep.end(instance_uuid(migration), outcome))
 
     @expected

@@ -45,14 +45,21 @@ class Recoveries:
         self._departures.keep(departure)
         self._follow(departure)
 
-    def end(self, instance: str) -> None:
-        """Who ordered it knows how it ended: it is followed no more."""
+    def end(self, instance: str, moved: bool) -> None:
+        """Who ordered it knows how it ended: it is followed no more.
+
+        :param moved: it is told of as such; otherwise who ordered it tells what became of it.
+        """
         with self._lock:
             found = self._followed.get(instance)
             if found is not None and found.state is recovery.State.FOLLOWED:
+                if moved:
+                    found.seen_moved()
                 self._drop(instance)
+                if not moved:
+                    self._ended.pop(instance, None)
 
-    def end_migration(self, migration: str) -> None:
+    def end_migration(self, migration: str, moved: bool) -> None:
         """As :meth:`end`, by the id of its relays."""
         with self._lock:
             found = [
@@ -61,7 +68,7 @@ class Recoveries:
                 if one.departure.migration == migration
             ]
         for instance in found:
-            self.end(instance)
+            self.end(instance, moved)
 
     def turn(self) -> None:
         """Look after each once."""

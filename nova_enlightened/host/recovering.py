@@ -126,6 +126,10 @@ class Recovery:
             self.state = State.FOLLOWED
             self._record(stopped=False)
 
+    def seen_moved(self) -> None:
+        """Who ordered it has libvirt's word that it has moved."""
+        self.state, self.why = State.MOVED, "libvirt told who ordered it"
+
     @property
     def ended(self) -> bool:
         """Whether there is nothing left to decide."""

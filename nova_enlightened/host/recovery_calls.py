@@ -91,9 +91,9 @@ class RecoveryCalls:
         """One was ordered."""
         self._recoveries.follow(departure)
 
-    def ended(self, migration: str) -> None:
+    def ended(self, migration: str, moved: bool) -> None:
         """Who ordered it has seen its end."""
-        self._recoveries.end_migration(migration)
+        self._recoveries.end_migration(migration, moved)
 
     def told(self) -> list[dict[str, Any]]:
         """All of them."""

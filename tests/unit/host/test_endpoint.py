@@ -22,7 +22,7 @@ class Scene:
     def __init__(self, tmp_path: pathlib.Path) -> None:
         self.armed: list[list[str]] = []
         self.ended: list[tuple[str, str]] = []
-        self.forgotten: list[str] = []
+        self.forgotten: list[tuple[object, ...]] = []
         self.followed: list[Departure] = []
         self.metrics = Metrics()
         self.orders = KeptOrders(str(tmp_path / "orders.json"), lambda: 100.0)
@@ -36,7 +36,7 @@ class Scene:
             types.SimpleNamespace(end=self.end),  # type: ignore[arg-type]
             self.metrics,
             types.SimpleNamespace(  # type: ignore[arg-type]
-                follow=self.followed.append, ended=self.forgotten.append
+                follow=self.followed.append, ended=lambda *told: self.forgotten.append(told)
             ),
         )
 
@@ -125,4 +125,4 @@ def test_what_is_to_be_followed_is_named_by_uuids_only(scene: Scene) -> None:
 
 def test_what_has_ended_is_followed_no_more(scene: Scene) -> None:
     scene.ask("end_eviction", migration=A, outcome="completed")
-    assert scene.forgotten == [A]
+    assert scene.forgotten == [(A, True)]

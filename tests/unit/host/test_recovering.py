@@ -241,6 +241,19 @@ def test_what_has_ended_is_told_of_and_not_followed_again(
     assert list(kept.kept()) == []
 
 
+@pytest.mark.parametrize(("moved", "told"), [(True, "moved"), (False, None)])
+def test_what_who_ordered_it_saw_end_is_not_told_of_as_followed(
+    scene: Scene, tmp_path: pathlib.Path, moved: bool, told: str | None
+) -> None:
+    kept = Departures(str(tmp_path))
+    known = Recoveries(kept, scene.recovery)
+    known.follow(DEPARTURE)
+    assert DEPARTURE.migration is not None
+    known.end_migration(DEPARTURE.migration, moved)
+    assert known.state(A).get("state") == told
+    assert list(kept.kept()) == []
+
+
 def test_a_record_that_is_damaged_does_not_hold_up_the_others(tmp_path: pathlib.Path) -> None:
     kept = Departures(str(tmp_path))
     kept.keep(DEPARTURE)
