@@ -4,7 +4,7 @@
 Two servers work on host1, which has one processor; load rises in the second. The monitor and the
 remediator are this project's in every way; what differs is how Nova moves the server that they
 choose: ours, stock post-copy forced as soon as Nova lets it, Nova's pre-copy. The ways that need
-another nova-compute follow each other in blocks, as a cloud is started for each of the two.
+another nova-compute follow each other in blocks, on one cloud.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openstack.exceptions import SDKException
 from rich.console import Console
 
 from bench import measures
@@ -33,6 +34,15 @@ from lab.story import Act
 from lab.way import Way
 
 BLOCKS = ((Driver.ENLIGHTENED, (Way.ENLIGHTENED,)), (Driver.STOCK, (Way.STOCK, Way.PRECOPY)))
+#: The measures that an act of each way goes into.
+NEEDS = {
+    Way.ENLIGHTENED: {"detect_to_order_s", "order_to_executing_over_force_complete",
+                      "story_precopy_ratio", "story_postcopy_ratio"},
+    Way.STOCK: {"order_to_executing_over_force_complete", "story_postcopy_ratio"},
+    Way.PRECOPY: {"story_precopy_ratio"},
+}  # fmt: skip
+PING_PONG, STEADY = "ping_pong_completed_of_20", "steady_load_orders"
+STEADY_S, QUICK_STEADY_S = 600.0, 60.0
 TO_AND_FRO = 20
 QUICK_TO_AND_FRO = 4
 MOVE_S = 90.0
@@ -63,45 +73,96 @@ class Told:
 
 
 def cloud(session: Session) -> Outcome:
-    """Acts of every way, then one server to and fro."""
+    """Acts of every way that is asked for, one server to and fro, and a steady load."""
     session.close()
     found: list[Told] = []
     notes: list[str] = []
-    came_back: list[float] = []
-    used: Mapping[str, str] = {}
-    for driver, ways in BLOCKS:
-        running = Cloud(driver=driver, mode="auto", extra=QUICK, remediated=False,
-                        progress=session.tell)  # fmt: skip
-        try:
-            running.up()
-            used = used or versions(running)
+    counts: dict[str, list[float]] = {}
+    running = _cloud(Driver.ENLIGHTENED, session)
+    try:
+        running.up()
+        used = versions(running)
+        for driver, ways in BLOCKS:
+            wanted = [way for way in ways if session.wanted & NEEDS[way]]
+            if wanted and running.settings.driver is not driver:
+                running = _driven(running, driver, session)
             for number in range(1, session.options.rounds + 1):
-                for way in ways:
-                    session.tell(f"round {number} of {session.options.rounds}: {way.words}")
-                    try:
-                        found.append(_act(running, way, number))
-                    except (LabError, StageError, measures.MeasureError) as error:
-                        notes.append(f"round {number}, {way.words}: {error}")
-                        session.tell(notes[-1])
+                found += _round(running, wanted, number, session, notes)
             if driver is Driver.ENLIGHTENED:
-                moves = QUICK_TO_AND_FRO if session.options.quick else TO_AND_FRO
-                came_back.append(float(_to_and_fro(running, moves, session, notes)))
-        finally:
-            running.stop()
-    return judged(found, came_back, notes, used)
+                counts = _counts(running, session, notes)
+    finally:
+        running.stop()
+    return judged(found, counts, notes, used)
 
 
-def _act(running: Cloud, way: Way, number: int) -> Told:
+def _cloud(driver: Driver, session: Session) -> Cloud:
+    return Cloud(driver=driver, mode="auto", extra=QUICK, remediated=False, progress=session.tell)
+
+
+def _driven(running: Cloud, driver: Driver, session: Session) -> Cloud:
+    """A cloud with that driver: the one that is up or, where its hosts do not follow, another."""
+    session.tell(f"the {driver} driver takes over both hosts")
+    try:
+        running.drive(driver)
+        return running
+    except LabError as error:
+        session.tell(f"they do not follow: {error}")
+        running.stop()
+        return _cloud(driver, session).up()
+
+
+def _round(
+    running: Cloud, ways: Sequence[Way], number: int, session: Session, notes: list[str]
+) -> Iterator[Told]:
+    """An act of each way; one that did not come about is noted."""
+    for way in ways:
+        session.tell(f"round {number} of {session.options.rounds}: {way.words}")
+        try:
+            yield _act(running, way, number, session.options.precopy_cap_s)
+        except (LabError, StageError, measures.MeasureError, SDKException) as error:
+            notes.append(f"round {number}, {way.words}: {error}")
+            session.tell(notes[-1])
+
+
+def _counts(running: Cloud, session: Session, notes: list[str]) -> dict[str, list[float]]:
+    """What needs our driver, and is counted; what cannot be is noted."""
+    counted: Mapping[str, Callable[[], int]] = {
+        PING_PONG: lambda: _to_and_fro(running, session, notes),
+        STEADY: lambda: _steady(running, session),
+    }
+    found: dict[str, list[float]] = {}
+    for measure, count in counted.items():
+        if measure in session.wanted:
+            try:
+                found[measure] = [float(count())]
+            except (LabError, SDKException) as error:
+                notes.append(f"{measure}: {error}")
+    return found
+
+
+def _steady(running: Cloud, session: Session) -> int:
+    """Evictions decided while one of two servers works, for as long as it is watched."""
+    seconds = QUICK_STEADY_S if session.options.quick else STEADY_S
+    session.tell(f"a steady uneven load for {seconds:.0f} s")
     play = Play(running, Stage(Console(quiet=True)))
     with play.cast():
-        moved, workers = play.evicted(way)
-        if moved.migration.failure:
+        return play.steady(seconds)
+
+
+def _act(running: Cloud, way: Way, number: int, precopy_cap_s: float) -> Told:
+    """One act. A pre-copy that does not end is one: what was lost by then is a lower bound."""
+    play = Play(running, Stage(Console(quiet=True)))
+    with play.cast():
+        endless = way is Way.PRECOPY
+        moved, workers = play.evicted(way, precopy_cap_s if endless else MOVE_S)
+        if moved.migration.failure and not endless:
             raise StageError(moved.migration.failure)
         return Told(number, way, told(moved, workers), moved)
 
 
-def _to_and_fro(running: Cloud, moves: int, session: Session, notes: list[str]) -> int:
+def _to_and_fro(running: Cloud, session: Session, notes: list[str]) -> int:
     """How many of so many evictions completed, in a row and without a restart."""
+    moves = QUICK_TO_AND_FRO if session.options.quick else TO_AND_FRO
     agents = Agents(running)
     server = Server.create(running, "to-and-fro", "host1")
     done = 0
@@ -159,7 +220,10 @@ def ratios(found: Sequence[Told], key: str, way: Way, *, over: Way) -> list[floa
 
 
 def judged(
-    found: Sequence[Told], came_back: list[float], notes: Sequence[str], used: Mapping[str, str]
+    found: Sequence[Told],
+    counts: Mapping[str, list[float]],
+    notes: Sequence[str],
+    used: Mapping[str, str],
 ) -> Outcome:
     """The acts as an outcome, with what its reader must know."""
     ours = Way.ENLIGHTENED
@@ -170,7 +234,7 @@ def judged(
         "order_to_executing_over_force_complete": ratios(found, "executing", ours, over=Way.STOCK),
         "story_precopy_ratio": ratios(found, "lost", Way.PRECOPY, over=ours),
         "story_postcopy_ratio": ratios(found, "lost", Way.STOCK, over=ours),
-        "ping_pong_completed_of_20": came_back,
+        **counts,
     }
     bounds = [
         f"round {one.round}, {one.way.words}: not both at full rate while watched, a lower bound"

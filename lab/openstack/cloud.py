@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -266,6 +267,28 @@ class Cloud:
             ]
         for each in making:
             each.result()
+
+    # --- while it is up ---------------------------------------------------------------------
+
+    def drive(self, driver: Driver) -> None:
+        """Have nova-compute of both hosts run another driver; all else goes on. Raises LabError."""
+        for service in self._computes():
+            self.launch.kill(service)  # one that lingers is in the way of the next
+        self.settings = dataclasses.replace(self.settings, driver=driver)
+        self._write_configuration()
+        for service in self._computes():
+            self.launch.start(service)
+        self.wait_for_hosts()
+        self._write_state()
+
+    def _computes(self) -> list[Service]:
+        every, _ = services.installed(services.workers(self.places, self.settings.driver))
+        return [one for one in every if one.where != "ctl" and one.name.endswith("-compute")]
+
+    def wait_for_hosts(self) -> None:
+        """Until both hosts say anew that they are up. Raises LabError."""
+        self._began = time.time()
+        self._wait_for_hosts(self._computes())
 
     def _wait_for_hosts(self, working: list[Service], seconds: float = 120.0) -> None:
         """Until Nova has both hosts in its cell and their services are up."""

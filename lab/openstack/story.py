@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from openstack.exceptions import SDKException
 from rich.console import Console
 
 from lab import telling
@@ -38,6 +39,7 @@ RISES = "web"
 ALONE_S, AFTER_S, LOOKS = 3.0, 3.0, 3
 DECISION_S, MOVE_S = 90.0, 90.0
 LOOK_S, FORCE_S = 0.1, 0.5
+ABORTED_S = 30.0
 #: The story's cloud is small: one host relieves the other, act after act.
 QUICK = {
     "enlightened_remediation": {"host_cooldown": 5, "return_after": 0, "follow_interval": 0.5},
@@ -87,25 +89,49 @@ class Play:
             yield
 
     def _leave(self, server: Server) -> None:
-        with suppress(LabError):
+        with suppress(LabError, SDKException):
             server.delete()
 
     def act(self, way: Way) -> Act:
         """Load rises; the cloud decides and acts. Raises LabError where it does not."""
         return told(*self.evicted(way))
 
-    def evicted(self, way: Way) -> tuple[Moved, tuple[telling.Worker, ...]]:
-        """The same, as what was seen."""
+    @contextmanager
+    def _remediated(self) -> Iterator[None]:
         remediator = services.remediator(self._cloud.places)
+        self._cloud.launch.start(remediator)
+        try:
+            self._cloud.launch.wait(remediator, 60.0)
+            yield
+        finally:
+            self._cloud.launch.stop(remediator)
+
+    def steady(self, seconds: float) -> int:
+        """How many evictions are decided while one server works and the other does not.
+
+        Raises LabError where none is either when load has risen then: nobody watched.
+        """
+        with self._remediated():
+            began = time.time()
+            time.sleep(seconds)  # what is looked for is that nothing happens
+            found = [one for one in self._mine() if (one.at("decided") or 0.0) >= began]
+            if not found:
+                rose = time.time()
+                self._servers[RISES].go_on()
+                self._decided(rose)
+            return len(found)
+
+    def evicted(
+        self, way: Way, within: float = MOVE_S
+    ) -> tuple[Moved, tuple[telling.Worker, ...]]:  # fmt: skip
+        """The same, as what was seen; Nova has so many seconds to move it."""
         with ExitStack() as stack:
             hosts = tuple(self._cloud.lab.hosts.values())
             watches = {
                 name: stack.enter_context(Watch(server.domain()[1].name(), hosts))
                 for name, server in self._servers.items()
             }
-            self._cloud.launch.start(remediator)
-            stack.callback(self._cloud.launch.stop, remediator)
-            self._cloud.launch.wait(remediator, 60.0)
+            stack.enter_context(self._remediated())
             with self._stage.phase(f"{way.words}: load rises in {RISES}"):
                 began = time.time()
                 since = time.monotonic()
@@ -114,7 +140,7 @@ class Play:
             leaver = self._name(record)
             self._stage.say(f"{record.host} is contended; {leaver} leaves: {record.why}")
             with self._stage.phase(f"{way.words}: {leaver} leaves"):
-                moved = self._followed(record, way, watches[leaver], since)
+                moved = self._followed(record, way, watches[leaver], since, within)
             with self._stage.phase(f"{way.words}: each with a processor for itself"):
                 workers = self._workers(leaver)
             return moved, workers
@@ -127,22 +153,29 @@ class Play:
             return journal.read(self._cloud.places.run / "ctl/remediator", 50)
         return []
 
-    def _decided(self, began: float) -> EvictionRecord:
+    def _mine(self) -> list[EvictionRecord]:
         mine = {server.uuid for server in self._servers.values()}
+        return [record for record in self._records() if record.instance in mine]
+
+    def _decided(self, began: float) -> EvictionRecord:
         deadline = time.monotonic() + DECISION_S
         while time.monotonic() < deadline:
-            for record in self._records():
-                if record.instance in mine and (record.at("decided") or 0.0) >= began - 1.0:
+            for record in self._mine():
+                if (record.at("decided") or 0.0) >= began - 1.0:
                     return record
             time.sleep(LOOK_S)  # the journal is a file
         raise LabError(f"the remediator decided nothing in {DECISION_S:.0f} s: its log is "
                        f"{self._cloud.places.log('nova-enlightened-remediator')}")  # fmt: skip
 
-    def _followed(self, record: EvictionRecord, way: Way, watch: Watch, since: float) -> Moved:
-        """Until Nova has ended it. Stock post-copy is switched as soon as Nova allows it."""
+    def _followed(
+        self, record: EvictionRecord, way: Way, watch: Watch, since: float, within: float
+    ) -> Moved:
+        """Until Nova has ended it. Stock post-copy is switched as soon as Nova allows it; what
+        is not there in time is aborted.
+        """
         server = self._servers[self._name(record)]
         failure = None
-        deadline = time.monotonic() + MOVE_S
+        deadline = time.monotonic() + within
         while True:
             new = [one for one in self._cloud.api.migrations(server.uuid)
                    if int(one["id"]) > record.after_migration]  # fmt: skip
@@ -154,7 +187,9 @@ class Play:
             if way is Way.STOCK and status == "running":
                 self._force(server, int(new[0]["id"]))
             if time.monotonic() > deadline:
-                failure = f"not there after {MOVE_S:.0f} s"
+                failure = f"not there after {within:.0f} s"
+                if new:
+                    self._abort(server, int(new[0]["id"]))
                 break
             time.sleep(LOOK_S)
         record = next(one for one in self._records() if one.eviction == record.eviction)
@@ -180,6 +215,16 @@ class Play:
         body = {"force_complete": None}
         self._cloud.api.call(lambda cloud: cloud.compute.post(path, json=body, microversion="2.80"))
         time.sleep(FORCE_S)
+
+    def _abort(self, server: Server, migration: int) -> None:
+        """Ask Nova to, and wait until it has ended: a server under way is not deleted at once."""
+        path = f"/servers/{server.uuid}/migrations/{migration}"
+        self._cloud.api.call(lambda cloud: cloud.compute.delete(path, microversion="2.80"))
+        deadline = time.monotonic() + ABORTED_S
+        while time.monotonic() < deadline:
+            if self._cloud.api.migrations(server.uuid)[0]["status"] in ENDED:
+                return
+            time.sleep(LOOK_S)
 
     def _relay(self, source: str) -> Mapping[str, Any]:
         """The last state of the newest relay that ran there as a source; empty without one."""

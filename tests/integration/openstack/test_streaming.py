@@ -4,60 +4,21 @@
 redis in the guest holds a value that was never on a disk: who has it was resumed, not booted.
 """
 
-import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab import processes
-from lab.errors import LabError
 from lab.guests import redis_says
 from lab.openstack import Cloud, appliances
 from lab.openstack.agents import Agents
-from lab.openstack.configuration import Driver
-from lab.openstack.places import Places
 from lab.openstack.servers import Server
+from tests.integration.openstack.asked import until
 
-PLACES = Places.default()
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces: needs root"),
-    pytest.mark.skipif(
-        not Path(PLACES.program("nova-compute")).exists(), reason="needs `make openstack`"
-    ),
-]
-ANYWHERE = {"enlightened_scheduler": {"filter_migrations": False, "filter_new_servers": False}}
 FLAVOR = "m1.small"
 SERVING_S, WHOLE_S = 120.0, 240.0
 KEY, VALUE = "only-in-memory", "4711"
-
-
-@pytest.fixture(scope="module")
-def cloud() -> Iterator[Cloud]:
-    try:
-        Cloud.running()
-    except LabError:
-        pass
-    else:
-        pytest.skip("a cloud is up: `python -m lab.openstack stop` ends it")
-    started = Cloud(driver=Driver.ENLIGHTENED, extra=ANYWHERE)
-    try:
-        yield started.up()
-    finally:
-        token = started.token()
-        started.stop()
-    assert not list(processes.belonging_to(token))
-    assert not PLACES.run.exists()
-
-
-@pytest.fixture(scope="module")
-def agents(cloud: Cloud) -> Iterator[Agents]:
-    asked = Agents(cloud)
-    yield asked
-    asked.close()
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +42,6 @@ def clone(cloud: Cloud, published: appliances.Published) -> Iterator[Server]:
 def said(cloud: Cloud, address: str, *words: str) -> str:
     """What redis at an address of the data network answers."""
     return cloud.lab.control.in_network(lambda: redis_says(address, *words))
-
-
-def until(there: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)  # neither Nova's API nor the agent tells anybody by itself
 
 
 def phase(agents: Agents, server: Server, host: str = "host1") -> str:
