@@ -31,10 +31,9 @@ DEMAND: Final = np.uint8(16)
 """The guest waits for it."""
 
 STATES: Final = 32
-_STATES_WITH: Final = tuple(
-    tuple(state for state in range(STATES) if state & int(bits) == int(bits))
-    for bits in (SEEN, ASKED, OUT, OUT | NEAR, OUT | DEMAND)
-)
+_BITS: Final = np.array([SEEN, ASKED, OUT, OUT | NEAR, OUT | DEMAND])[:, np.newaxis]
+_STATES_WITH: Final = (np.arange(STATES, dtype=np.uint8) & _BITS == _BITS).astype(np.int64)
+"""A row for each field of `Seen`: 1 for the states that count in it."""
 
 
 class Seen(NamedTuple):
@@ -90,8 +89,7 @@ class Outstanding:
 
     def seen(self, before: npt.NDArray[np.uint8]) -> Seen:
         """Distinct pages crossed; `before` are their states until then."""
-        by_state = np.bincount(before, minlength=STATES).tolist()
-        seen = Seen(*(sum(by_state[state] for state in states) for states in _STATES_WITH))
+        seen = Seen(*(_STATES_WITH @ np.bincount(before, minlength=STATES)).tolist())
         self._unrequested += before.size - seen.asked
         self._since_retired += before.size
         self.count -= seen.outstanding

@@ -80,6 +80,8 @@ class _Run:
 
     def part(self, first: int, last: int) -> "_Run":
         """Records first to last, exclusive."""
+        if last - first == self.pages.size:
+            return self
         stride = _STRIDES[self.flag]
         body = self.body[first * stride : last * stride - 8]
         return _Run(self.block, self.flag, self.pages[first:last], body)
@@ -340,7 +342,7 @@ class Resequencer:
     def _queue(self, run: _Run) -> None:
         """Part a run where its urgency changes and hold the parts."""
         worth = self._judge(run.pages)
-        edges = [0, *(np.flatnonzero(np.diff(worth)) + 1).tolist(), run.pages.size]
+        edges = [0, *(np.flatnonzero(worth[1:] != worth[:-1]) + 1).tolist(), run.pages.size]
         for first, last in itertools.pairwise(edges):
             part = run.part(first, last)
             self.held += part.size
