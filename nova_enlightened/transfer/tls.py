@@ -161,6 +161,8 @@ class TlsTransport:
                 if not count:
                     return got  # the end; if there was data, 0 comes next time
                 got += count
+                if count < _RECORD and not self._socket.pending():
+                    break  # nearly always the last there was: asking on costs an exception
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return got or None
         return got
