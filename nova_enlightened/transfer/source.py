@@ -7,9 +7,10 @@ import selectors
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nova_enlightened import exception
+from nova_enlightened.plan.in_flight import QUEUE, TARGET_S
 from nova_enlightened.plan.injector import Worth
 from nova_enlightened.plan.transfer_plan import Pages
 from nova_enlightened.plan.window import RESEQUENCED, WindowLimits
@@ -36,15 +37,30 @@ MOST_HELD: Final = HOLD + 16 * 1024 * 1024
 IDLE: Final = 64 * 1024
 """With less under way the link is nearly idle, and any page is better than none."""
 SMALL_SEND: Final = 8 * 1024
-MAX_SEND: Final = 64 * 1024
-CALM_SEND: Final = 256 * 1024
-CALM_DELAY_S: Final = 0.008
-"""Queueing aimed at once the guest has what it needs most: fewer, larger steps spare both hosts'
-CPU, which the guests need more than the rest of the memory."""
 CALM_ACK_S: Final = 0.004
-BULK_DELAY_S: Final = 0.05
-"""Queueing aimed at while nobody waits: a migration nothing is known of, before its switch."""
-BULK_QUEUE: Final = 4 * 1024 * 1024
+
+
+class Gait(NamedTuple):
+    """How large the steps are in which bytes go on.
+
+    Fewer, larger steps spare both hosts' CPU, and let what comes up in between wait for longer.
+
+    :ivar delay: seconds of queueing that the link aims at.
+    :ivar queue: bytes of queueing at most.
+    :ivar send: bytes of pages given to the link at once.
+    """
+
+    delay: float
+    queue: int
+    send: int
+
+
+BULK: Final = Gait(0.05, 4 * 1024 * 1024, 64 * 1024)
+"""Nobody waits: a migration nothing is known of, before its switch."""
+URGENT: Final = Gait(TARGET_S, QUEUE, 64 * 1024)
+"""The guest waits for what it needs most."""
+CALM: Final = Gait(0.008, QUEUE, 256 * 1024)
+"""The guest has that: guests need the CPU more than the rest of the memory."""
 
 
 class SourceRelay(Relay):
@@ -58,15 +74,16 @@ class SourceRelay(Relay):
         self._ordered = OrderedMigration(WindowLimits(spec.window_floor, begin, spec.window_cap))
         self._planner = Planner(spec.policy, spec.layout, self.wake)
         self._unplanned = spec.knowledge is not None
-        self._bulk = spec.knowledge is None
-        if self._bulk:
-            self._link.limit.aim(BULK_DELAY_S, BULK_QUEUE)
+        self._take_gait(BULK if spec.knowledge is None else URGENT)
         if spec.knowledge is not None:
             self._planner.know(spec.knowledge)
         self._plan_error: str | None = None
         self._resequencer: Resequencer | None = None
         self._resequenced = False
-        self._calm = False
+
+    def _take_gait(self, gait: Gait) -> None:
+        self._gait = gait
+        self._link.limit.aim(gait.delay, gait.queue)
 
     def _open(self) -> None:
         super()._open()
@@ -144,7 +161,7 @@ class SourceRelay(Relay):
     @property
     def _leaves(self) -> bool:
         """Whether order is worth no more than what it costs: QEMU's own will do from here."""
-        return self._calm or self._plan_error is not None
+        return self._gait is CALM or self._plan_error is not None
 
     def _leave(self) -> None:
         LOG.info("Pages cross in QEMU's own order from here on")
@@ -174,9 +191,8 @@ class SourceRelay(Relay):
         sequencer = self._resequencer
         if sequencer is None:
             return
-        if not self._calm and self._ordered.marks.urgent_done is not None:
-            self._calm = True
-            self._link.limit.aim(CALM_DELAY_S)
+        if self._gait is not CALM and self._ordered.marks.urgent_done is not None:
+            self._take_gait(CALM)
             self._link.send_pace(CALM_ACK_S)
             set_niceness(FAIR)
         session = self._link.session
@@ -184,11 +200,11 @@ class SourceRelay(Relay):
             # The guest waits: these do not wait for room as well, while what is kept allows it.
             if session.under_way > self.spec.retain // 2:
                 break
-            self._give(*sequencer.take(MAX_SEND, Worth.DEMANDED), now)
+            self._give(*sequencer.take(URGENT.send, Worth.DEMANDED), now)
         while (room := self._link.can_send(MAIN)) >= SMALL_SEND:
             anything = sequencer.held > HOLD or self._link.session.under_way < IDLE
             horizon = Worth.BACKGROUND if anything else self._ordered.horizon
-            data, pages = sequencer.take(min(room, CALM_SEND if self._calm else MAX_SEND), horizon)
+            data, pages = sequencer.take(min(room, self._gait.send), horizon)
             if not data:
                 break
             self._give(data, pages, now)
@@ -224,9 +240,8 @@ class SourceRelay(Relay):
         self.request_stop(str(error))
 
     def _work(self, now: float) -> None:
-        if self._bulk and self._ordered.phase is Phase.POSTCOPY:
-            self._bulk = False
-            self._link.limit.aim(self._link.options.target_delay)
+        if self._gait is BULK and self._ordered.phase is Phase.POSTCOPY:
+            self._take_gait(URGENT)
         self._plan()
         self._pump(now)
         main = self._channels.get(MAIN)
