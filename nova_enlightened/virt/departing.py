@@ -77,6 +77,8 @@ class DepartingDriver(GuardedDriver):
         moving = migrate_data.migration.uuid
         # How volumes are attached here Nova hands only to what it has called at the end.
         self._source_bdms[moving] = getattr(post_method, "keywords", {}).get("source_bdms")
+        # Before it is decided how it leaves: from here on Nova's start would undo it by half.
+        self._journalled(instance, dest, block_migration, migrate_data, None)
         try:
             super().live_migration(  # type: ignore[misc]
                 context, instance, dest, post_method, recover_method, block_migration, migrate_data
@@ -109,6 +111,13 @@ class DepartingDriver(GuardedDriver):
             LOG.error("%s does not leave by post-copy: %s", instance.uuid, error)
             return False
         return True
+
+    def _left_to_nova(self, uuid: str) -> None:
+        """It goes as Nova does it, and so does what becomes of it."""
+        try:
+            self._opened().drop(uuid)
+        except exception.JournalError as error:  # it is closed when the migration has ended
+            LOG.warning("The journal keeps the departure of %s: %s", uuid, error)
 
     def _settle(self, uuid: str) -> None:
         """Close the entry of a migration that Nova has ended, where it has; else follow it."""

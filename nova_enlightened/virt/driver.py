@@ -94,6 +94,7 @@ class EnlightenedLibvirtDriver(
             made = Decision(Kind.STOCK, Reason.ERROR, "it cannot be journalled")
             self._tell(instance, host, dest, made)
         if made.kind is Kind.STOCK:
+            self._left_to_nova(instance.uuid)
             super()._live_migration_operation(
                 context, instance, dest, block_migration, migrate_data, guest, device_names
             )
