@@ -7,7 +7,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from lab import Lab, faults, migration
 from lab.errors import LabError
 from lab.guests import Guest
+from lab.host_agents import HostAgents, OrderedDeparture
 from lab.watch import event_loop
 from nova_enlightened.host.standing import Standing
 
@@ -23,6 +25,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces: needs root"),
 ]
 LINK_MBIT = 300
+CUT_S = 1.0
 MEMORY = {"memory_mib": 256, "arguments": ("--memory", "40")}
 
 Fault = Callable[[faults.Departure], object]
@@ -36,25 +39,26 @@ def lab() -> Iterator[Lab]:
 
 
 class Kept:
-    """A guest that goes from host to host; a new one once a case has lost it."""
+    """Guests that go from host to host; new ones once a case has lost them."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._count = 0
-        self._guest: Guest | None = None
+        self._guests: list[Guest] = []
+
+    def guests(self, count: int) -> Sequence[Guest]:
+        while len(self._guests) < count:
+            self._count += 1
+            name = f"kept{self._count}"
+            self._guests.append(self._lab.guest(name, workload="checksum", wait=True, **MEMORY))
+        return self._guests[:count]
 
     def guest(self) -> Guest:
-        if self._guest is None:
-            self._count += 1
-            self._guest = self._lab.guest(
-                f"kept{self._count}", workload="checksum", wait=True, **MEMORY
-            )
-        return self._guest
+        return self.guests(1)[0]
 
     def lose(self) -> None:
-        if self._guest is not None:
-            self._guest.destroy()
-            self._guest = None
+        while self._guests:
+            self._guests.pop().destroy()
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,11 @@ def kept(lab: Lab) -> Kept:
 @pytest.fixture
 def guest(kept: Kept) -> Guest:
     return kept.guest()
+
+
+@pytest.fixture
+def three(kept: Kept) -> Sequence[Guest]:
+    return kept.guests(3)
 
 
 @pytest.fixture(autouse=True)
@@ -142,46 +151,63 @@ def test_packets_dropped_after_the_switch(lab: Lab, guest: Guest, seconds: int) 
     assert told["recovered"] is None  # QEMU saw nothing but a pause
 
 
-def test_packets_dropped_before_the_switch(lab: Lab, guest: Guest) -> None:
-    def act(departure: faults.Departure) -> None:
-        departure.until_begun()
-        cut(1)(departure)
-
-    survives(lab, guest, act)
+def dropped(departure: faults.Departure) -> None:
+    with faults.dropped(departure.lab):
+        threading.Event().wait(CUT_S)
 
 
-def test_packets_dropped_during_the_switch(lab: Lab, guest: Guest) -> None:
-    def act(departure: faults.Departure) -> None:
-        departure.until_switched()
-        cut(1)(departure)
-
-    survives(lab, guest, act)
+def reset(departure: faults.Departure) -> None:
+    departure.until(lambda: faults.connections(departure))
+    assert faults.reset(departure) > 0
+    reconnected(departure)
 
 
-def test_a_link_that_is_reset(lab: Lab, guest: Guest) -> None:
-    found: list[int] = []
-    told = survives(lab, guest, after_the_switch(lambda one: found.append(faults.reset(one))))
-    assert found[0] > 0
-    relay = told["relay"]
-    assert isinstance(relay, dict)
-    assert relay["link"]["reconnects"] > 0
+def hung(departure: faults.Departure) -> None:
+    departure.until(lambda: faults.connections(departure))
+    with faults.hung(departure) as found:
+        assert found > 0
+        reconnected(departure)
 
 
-def test_a_link_that_hangs(lab: Lab, guest: Guest) -> None:
-    def act(departure: faults.Departure) -> None:
-        with faults.hung(departure) as found:
-            assert found > 0
-            departure.until(lambda: departure.relay("source")[1]["link"]["reconnects"] > 0)
-
-    survives(lab, guest, after_the_switch(act))
+def reconnected(departure: faults.Departure) -> None:
+    departure.until(lambda: departure.relay("source")[1]["link"]["reconnects"] > 0)
 
 
-def test_an_address_that_is_gone_and_back(lab: Lab, guest: Guest) -> None:
-    def act(departure: faults.Departure) -> None:
-        with faults.address_gone(departure.lab):
-            threading.Event().wait(2)
+ONE_ADDRESS = threading.Lock()
 
-    survives(lab, guest, after_the_switch(act))
+
+def address_gone(departure: faults.Departure) -> None:
+    with ONE_ADDRESS, faults.address_gone(departure.lab):
+        threading.Event().wait(CUT_S)
+
+
+PHASES: dict[str, Callable[[faults.Departure], None]] = {
+    "before the switch": faults.Departure.until_begun,
+    "during the switch": faults.Departure.until_switched,
+    "after the switch": faults.Departure.until_executing,
+}
+
+
+@pytest.mark.parametrize("cause", [dropped, reset, hung, address_gone])
+def test_a_link_cut_before_during_and_after_the_switch(
+    lab: Lab, three: Sequence[Guest], cause: Fault
+) -> None:
+    """A guest for each phase, all at once: what befalls the whole link befalls all of them."""
+
+    def one(guest: Guest, phase: str) -> dict[str, object]:
+        def fault(departure: faults.Departure) -> None:
+            PHASES[phase](departure)
+            cause(departure)
+
+        try:
+            return survives(lab, guest, fault)
+        except BaseException as error:
+            error.add_note(phase)
+            raise
+
+    with ThreadPoolExecutor(len(PHASES)) as pool:
+        told = list(pool.map(one, three, PHASES))
+    assert [each["recovered"] for each in told] == [None] * 3  # QEMU saw nothing but a pause
 
 
 # --- relays --------------------------------------------------------------------------------------
@@ -231,6 +257,34 @@ def test_libvirtd_of_the_source_restarted_before_the_switch(lab: Lab, guest: Gue
     stays(lab, guest, act)
 
 
+@pytest.fixture
+def agents(lab: Lab) -> Iterator[HostAgents]:
+    started = HostAgents(lab)
+    try:
+        yield started.start()
+    finally:
+        started.stop()
+
+
+def test_agents_of_both_hosts_restarted_after_the_switch(guest: Guest, agents: HostAgents) -> None:
+    known = token(guest)
+    departure = OrderedDeparture(agents, guest)
+    with faults.Copies(departure) as copies:
+        departure.start()
+        try:
+            departure.until_begun()
+            departure.until_executing()
+            agents.restart(departure.source)
+            agents.restart(departure.destination)
+            assert departure.report()["end"] == "moved"
+        finally:
+            departure.kill()
+    assert copies.second is None
+    assert (departure.here(), departure.there()) == (Standing.GONE, Standing.EXECUTES)
+    faults.assert_whole(guest, known)
+    assert agents.wrong_of(departure) == ""
+
+
 def test_who_ordered_it_is_killed_after_the_switch(lab: Lab, guest: Guest) -> None:
     """As nova-compute that is restarted: the migration is libvirt's and the relays' by then."""
     known = token(guest)
@@ -248,31 +302,27 @@ def test_who_ordered_it_is_killed_after_the_switch(lab: Lab, guest: Guest) -> No
 # --- what cannot be survived: it is said, and the VM is not started a second time ----------------
 
 
-def test_a_destination_that_dies_is_said_and_the_source_stays_stopped(lab: Lab, kept: Kept) -> None:
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_a_host_that_dies_is_said_and_the_vm_is_not_run_twice(
+    lab: Lab, kept: Kept, side: str
+) -> None:
     guest = kept.guest()
     departure = faults.Departure(lab, guest)
-    with faults.Copies(departure) as copies:
-        departure.start()
-        departure.until_executing()
-        os.kill(departure.destination.qemu_pid(guest.name), signal.SIGKILL)
-        with pytest.raises(LabError, match="QEMU at the destination has ended"):
-            departure.report()
-    assert copies.second is None
-    assert departure.here() is Standing.FAILED
-    kept.lose()
-
-
-def test_a_source_that_dies_is_said(lab: Lab, kept: Kept) -> None:
-    guest = kept.guest()
-    departure = faults.Departure(lab, guest)
-    with faults.Copies(departure) as copies:
-        departure.start()
-        departure.until_working()
-        os.kill(departure.source.qemu_pid(guest.name), signal.SIGKILL)
-        with pytest.raises(LabError, match="QEMU at the source has ended"):
-            departure.report()
-    assert copies.second is None
-    kept.lose()
+    host = departure.source if side == "source" else departure.destination
+    try:
+        with faults.Copies(departure) as copies:
+            departure.start()
+            if side == "source":  # sooner, its destination may answer nobody
+                departure.until_working(60.0)
+            departure.until_executing()
+            os.kill(host.qemu_pid(guest.name), signal.SIGKILL)
+            with pytest.raises(LabError, match=f"QEMU at the {side} has ended"):
+                departure.report()
+        assert copies.second is None
+        assert departure.here() is (Standing.ENDED if side == "source" else Standing.FAILED)
+    finally:
+        departure.kill()
+        kept.lose()
 
 
 def test_libvirt_9_0_kills_a_vm_whose_destination_is_restarted_while_it_is_handed_over(
