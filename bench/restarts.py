@@ -25,7 +25,8 @@ MEASURE: Final = "restart_nova_compute_of_20"
 TIMES: Final = 20
 QUICK_TIMES: Final = 2
 LATEST_S: Final = 8.0
-"""After the order: the switch comes within the first seconds, the last page after some more."""
+"""After it was given to the driver: the switch comes within the first seconds, the last page after
+some more."""
 ANYWHERE: Final = {
     "enlightened_scheduler": {"filter_migrations": False, "filter_new_servers": False}
 }
