@@ -282,12 +282,25 @@ def reconnect_disks(domain: Any, player: RunningPlayer) -> None:
         if node.get("drv") == "nbd" and any(path in str(node.get("file")) for path in exports)
     ]
     deadline = time.monotonic() + RECOVER_S
-    while nodes and player.ask("status").get("disks", {}).get("clients", 0) < len(nodes):
+    while nodes and ((clients := _clients(player)) is None or clients < len(nodes)):
         if time.monotonic() > deadline:
             raise exception.StreamingError("QEMU does not connect to its disks again")
-        for node in nodes:
+        for node in nodes if clients is not None else ():
             _monitor(domain, f'qemu-io {node} "read -q 0 512"', hmp=True)
         time.sleep(LOOK_S)
+
+
+def _clients(player: RunningPlayer) -> int | None:
+    """How many connections its exports have; None while its interpreter starts.
+
+    :raises PlayerGone: it has ended.
+    """
+    try:
+        return int(player.ask("status").get("disks", {}).get("clients", 0))
+    except exception.PlayerGone:
+        if not player.alive:
+            raise
+        return None
 
 
 def resume_after_errors(domain: Any) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from nova_enlightened import exception
 from nova_enlightened.host import spare_monitor, streaming
 from nova_enlightened.host.spare_monitor import SpareMonitor
+from nova_enlightened.transfer.player_spec import PlayerSpec
 
 WAIT_S = 10.0
 GREETING = {"QMP": {"version": {}, "capabilities": ["oob"]}}
@@ -175,3 +176,37 @@ def test_without_it_qemu_is_asked_through_libvirt(
     monkeypatch.setattr(streaming, "qmp", qmp)
     assert streaming._listening_again(None, "unix:/x", monitor) == "postcopy-paused"
     assert asked == ["query-migrate", "migrate-recover"]
+
+
+class Starting:
+    """A player that listens only when it is asked the third time. ``alive``: it has not ended."""
+
+    def __init__(self, alive: bool) -> None:
+        self.spec = PlayerSpec("/r", "file:///s", "0" * 64, nbd_sockets={"vda": "/r/vda.sock"})
+        self.alive = alive
+        self.asked = 0
+
+    def ask(self, _: str) -> dict[str, Any]:
+        self.asked += 1
+        if self.asked < 3:
+            raise exception.PlayerGone("refused")
+        return {"disks": {"clients": 1}}
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"drv": "nbd", "node-name": "below", "file": "nbd+unix:///vda?socket=/r/vda.sock"}
+    monkeypatch.setattr(streaming, "qmp_list", lambda *_: [node])
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_player_whose_interpreter_starts_is_waited_for() -> None:
+    player = Starting(alive=True)
+    streaming.reconnect_disks(None, player)  # type: ignore[arg-type]
+    assert player.asked == 3
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_player_that_has_ended_is_not_waited_for() -> None:
+    with pytest.raises(exception.PlayerGone):
+        streaming.reconnect_disks(None, Starting(alive=False))  # type: ignore[arg-type]
