@@ -53,6 +53,7 @@ class Departure:
         self._top = f"/run/nova-enlightened/{guest.name}"
         self._errors = lab.run_dir / f"evict-{guest.name}.log"
         self._output = lab.run_dir / f"evict-{guest.name}.json"
+        self._earlier = {path.name for path in self._states()}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
@@ -158,14 +159,25 @@ class Departure:
     # -- what breaks ------------------------------------------------------------------------
 
     def relay(self, role: str) -> tuple[int, dict[str, Any]]:
-        """The newest relay of a side: its process and its state. Raises LabError without one."""
+        """The newest relay of a side: its process and its state. Raises LabError without one.
+
+        Those of earlier migrations do not count, though they left their directories.
+        """
         host = self.source if role == "source" else self.destination
-        states = host.outside(self._top).glob(f"*-{role}/state.json")
-        found = [(path.stat().st_mtime, path) for path in states]
+        states = [path / "state.json" for path in host.outside(self._top).glob(f"*-{role}")]
+        found = [
+            (path.stat().st_mtime, path)
+            for path in states
+            if path.parent.name not in self._earlier and path.exists()
+        ]
         if not found:
             raise LabError(f"{self.guest.name} has no relay at its {role}")
         state = json.loads(max(found)[1].read_text())
         return int(state["pid"]), state
+
+    def _states(self) -> Iterator[Path]:
+        for host in (self.source, self.destination):
+            yield from host.outside(self._top).glob("*-*")
 
     def kill_relay(self, role: str) -> int:
         """``kill -9``, and it is gone; its process."""

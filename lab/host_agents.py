@@ -209,6 +209,7 @@ class OrderedDeparture(Departure):
         self.agents = agents
         self.uuid = guest.domain.UUIDString()
         self._top = relays.DIRECTORY
+        self._earlier = {path.name for path in self._states()}
 
     def start(self) -> Self:
         """Order it to leave."""
