@@ -139,6 +139,21 @@ work a server did, not with which data, and it is its owner's: only servers whos
 ``enlightened_appliance_traces = yes`` leave one. Empty keeps none.
 """,
     ),
+    cfg.IntOpt(
+        "learn_time",
+        default=60,
+        min=0,
+        max=3600,
+        help="""
+Seconds for which a server is a learning run: its appliance has no plan, and its trace is kept.
+
+So long it is given nothing that it did not ask for, so that its trace shows all it touched, being
+told who it is included; afterwards everything is fetched as ever. It is slower meanwhile, and the
+servers that come once a plan was learned are the faster. 0 has no learning runs: a trace then shows
+only what was not fetched sooner than it was touched. Without ``fetch_all`` there are none. Read by
+the host's agent.
+""",
+    ),
 ]
 
 ALL_OPTS = [*_STORES, *_CACHE, *_START, *_TRACES]

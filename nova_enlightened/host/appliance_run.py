@@ -97,6 +97,7 @@ class Run:
     :param admit: lets QEMU use the sockets of a player that was started.
     :param clone_timeout: seconds for the guest to say that it knows who it is.
     :param monitor: QEMU's second monitor, open; the run's from now on.
+    :param learn_s: seconds for which a learning run fetches only what is asked for.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Run:
         admit: Callable[[RunningPlayer], None],
         clone_timeout: float,
         monitor: SpareMonitor | None = None,
+        learn_s: float = 0.0,
     ) -> None:
         self.order = order
         self.player = player
@@ -115,6 +117,7 @@ class Run:
         self._admit = admit
         self._clone_timeout = clone_timeout
         self._monitor = monitor
+        self._learn_s = learn_s
         self._phase = Phase.BUFFERING if order.memory else Phase.STREAMING
         self._error: str | None = None
         self._ended = threading.Event()
@@ -304,6 +307,9 @@ class Run:
         if not active:
             self._forget_memory()
             return False
+        if _learned(state, self._learn_s):
+            LOG.info("Server %s has been learned from: all of it is fetched", self.order.instance)
+            self.player.fill()
         complete = state.get("phase") == "complete"
         if self.order.memory and complete:
             complete = streaming.settle(domain, self.player)
@@ -380,6 +386,14 @@ def _loaded(domain: Any) -> bool:
     """Whether QEMU has its devices, and would execute."""
     status = streaming.qmp(domain, "query-status")["status"]
     return status in ("paused", "running")
+
+
+def _learned(state: Mapping[str, Any], seconds: float) -> bool:
+    """Whether a learning run has executed for so long, and goes on as one."""
+    since = state.get("executing_since")
+    if since is None or not (state.get("progress") or {}).get("learning"):
+        return False
+    return bool(state["monotonic"] - since >= seconds)
 
 
 def _lies_on_export(domain: Any, target: str) -> bool:

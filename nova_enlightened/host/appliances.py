@@ -192,6 +192,9 @@ class Appliances:
             raise exception.PlayerError(f"{MOST} servers stream on this host already")
         memory, ours = bool(wanted.get("memory")), self._options
         base = os.path.join(self._top, instance)
+        trace = None
+        if wanted.get("traced") and ours.trace_directory:
+            trace = os.path.join(ours.trace_directory, digest, f"{instance}.trace")
         spec = PlayerSpec(
             run_directory=os.path.join(self._top, DIRECTORY + instance),
             store=store,
@@ -202,12 +205,10 @@ class Appliances:
             cache_directory=ours.cache_directory if ours.cache_limit else None,
             cache_limit=ours.cache_limit * MIB,
             tail=ours.fetch_all,
+            record=bool(trace and memory and plan is None and ours.fetch_all and ours.learn_time),
             connections=ours.connections,
             bandwidth_limit=ours.bandwidth_limit * 1e6 / BITS or None,
         )
-        trace = None
-        if wanted.get("traced") and ours.trace_directory:
-            trace = os.path.join(ours.trace_directory, digest, f"{instance}.trace")
         if spec.qemu_socket is not None:
             pathlib.Path(spec.qemu_socket).unlink(missing_ok=True)
         player = players.start(spec)
@@ -234,6 +235,7 @@ class Appliances:
             self._admit,
             self._options.clone_timeout,
             monitor,
+            self._options.learn_time,
         )
         self._runs[instance] = run
         run.start()

@@ -93,6 +93,7 @@ def of_feed(feed: Feed | None) -> dict[str, Any]:
         **feed.playback.progress()._asdict(),
         "bytes_from_store": feed.bytes_stored,
         "bytes_from_cache": feed.bytes_cached,
+        "learning": not feed.prefetch,
         "buffer_left_s": feed.playback.buffer_left_s(),
         "trouble": feed.trouble,
     }

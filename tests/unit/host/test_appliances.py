@@ -4,6 +4,7 @@
 import dataclasses
 import pathlib
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 from oslo_config import cfg
 
 from nova_enlightened import conf, exception
-from nova_enlightened.host import appliance_run, appliances, clones, streaming
+from nova_enlightened.host import appliance_run, appliances, clones, players, streaming
 from nova_enlightened.host.appliance_run import Order, Phase, Run
 from nova_enlightened.transfer.player_spec import PlayerSpec
 
 SERVER = "6b0a3c52-67a0-4f0c-9a54-8b4a7b6c1d11"
 DIGEST = "a1" * 32
 WAIT_S = 10.0
+LEARN_S = 60.0
 
 
 class Player:
@@ -35,6 +37,9 @@ class Player:
 
     def play(self) -> None:
         self.asked.append("play")
+
+    def fill(self) -> None:
+        self.asked.append("fill")
 
     def stop(self, seconds: float = 0.0) -> None:
         self.asked.append("stop")
@@ -118,7 +123,9 @@ def start(spec: PlayerSpec, domain: Domain) -> Iterator[Callable[..., Started]]:
 
     def begin(order: Order) -> Started:
         player = Player(spec)
-        run = Run(player, order, lambda: domain, lambda _: None, 0.0)  # type: ignore[arg-type]
+        run = Run(
+            player, order, lambda: domain, lambda _: None, 0.0, learn_s=LEARN_S,  # type: ignore[arg-type]
+        )  # fmt: skip
         made.append(run)
         run.start()
         return Started(run, player)
@@ -217,6 +224,40 @@ def test_a_trace_is_kept_where_its_owner_lets_it(
     assert kept.read_bytes() == b"trace"
 
 
+def learning(seconds: float) -> dict[str, Any]:
+    """What the player of a learning run says after so long."""
+    return {
+        "phase": "streaming", "ready": True, "executing": True, "executing_since": 100.0,
+        "monotonic": 100.0 + seconds, "progress": {"learning": True},
+    }  # fmt: skip
+
+
+def test_a_learning_run_has_its_time_and_everything_is_fetched_then(
+    start: Callable[..., Started], domain: Domain
+) -> None:
+    started = start(ordered())
+    started.player.told = learning(LEARN_S)
+    started.until(Phase.STREAMING)
+    pause, left = threading.Event(), WAIT_S
+    while "fill" not in started.player.asked and left > 0:
+        pause.wait(0.01)
+        left -= 0.01
+    assert "fill" in started.player.asked
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        learning(LEARN_S - 1.0),
+        {**learning(LEARN_S), "progress": {"learning": False}},
+        {**learning(LEARN_S), "executing_since": None},
+    ],
+    ids=["not yet", "no learning run", "not executing"],
+)
+def test_nothing_is_fetched_that_a_learning_run_does_not_ask_for(told: dict[str, Any]) -> None:
+    assert not appliance_run._learned(told, LEARN_S)
+
+
 def test_a_server_that_is_deleted_at_once_leaves_its_trace(
     start: Callable[..., Started], domain: Domain, spec: PlayerSpec, tmp_path: pathlib.Path
 ) -> None:
@@ -282,6 +323,40 @@ def test_a_digest_that_is_none_is_refused(config: cfg.ConfigOpts, said: dict[str
     ours = appliances.Appliances(config, lambda _: None, lambda: None)
     with pytest.raises(exception.AgentRefused, match="SHA-256"):
         ours.prepare(SERVER, asked(**said))
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "records"),
+    [
+        ({"traced": True}, {}, True),
+        ({"traced": False}, {}, False),
+        ({"traced": True, "plan": DIGEST}, {}, False),
+        ({"traced": True, "memory": False}, {}, False),
+        ({"traced": True}, {"learn_time": 0}, False),
+        ({"traced": True}, {"trace_directory": ""}, False),
+        ({"traced": True}, {"fetch_all": False}, False),
+    ],
+    ids=["learns", "no consent", "has a plan", "boots", "no time", "keeps none", "not all"],
+)
+def test_a_server_is_learned_from_where_its_trace_is_kept_and_nobody_has_a_plan(
+    config: cfg.ConfigOpts, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path,
+    said: dict[str, Any], options: dict[str, Any], records: bool,
+) -> None:  # fmt: skip
+    for name, value in {"trace_directory": str(tmp_path / "traces"), **options}.items():
+        config.set_override(name, value, "enlightened_streaming")
+    specs: list[PlayerSpec] = []
+
+    def start(spec: PlayerSpec) -> Player:
+        specs.append(spec)
+        raise exception.PlayerError("seen enough")
+
+    manifest = types.SimpleNamespace(disks=[("vda", 1 << 20)])
+    ours = appliances.Appliances(config, lambda _: None, lambda: None)
+    monkeypatch.setattr(ours, "_manifest", lambda *_: manifest)
+    monkeypatch.setattr(players, "start", start)
+    with pytest.raises(exception.PlayerError, match="seen enough"):
+        ours.prepare(SERVER, asked(**said))
+    assert specs[0].record is records
 
 
 def test_a_host_without_stores_offers_nothing(config: cfg.ConfigOpts) -> None:
