@@ -60,6 +60,10 @@ class DepartingDriver(GuardedDriver):
         entries = takeover.open_entries(self._opened())
         for entry in entries.values():
             self._takeover().take_up(entry)
+        try:
+            takeover.bury(self._opened(), self._records().exists)
+        except Exception:  # there is always a next start
+            LOG.exception("Entries of deleted servers stay in the journal")
         stay = [one for one in instances if one.uuid not in entries or _is_deleted(one)]
         return instance_objects.InstanceList(context, objects=stay)
 

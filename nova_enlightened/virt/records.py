@@ -45,6 +45,10 @@ class NovaRecords:
         if objects.Migration.get_by_uuid(context, entry.migration).status not in _ENDED:
             _hold(instance)
 
+    def exists(self, entry: Entry) -> bool:
+        """Whether the server has not been deleted."""
+        return self._instance(nova.context.get_admin_context(), entry) is not None
+
     def ended_there(self, entry: Entry) -> bool:
         """Whether Nova has the server elsewhere, and nothing of the migration is left to do."""
         context = nova.context.get_admin_context()

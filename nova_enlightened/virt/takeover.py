@@ -147,14 +147,29 @@ def closed(journal: Journal, entry: Entry, found: Outcome) -> None:
 
 
 def open_entries(journal: Journal) -> dict[str, Entry]:
-    """Those that have no end yet, by instance; what cannot be read stays shut, and is told."""
-    found = {}
+    """Those that have no end yet, by instance."""
+    return {entry.instance: entry for entry in _readable(journal) if entry.lost is None}
+
+
+def bury(journal: Journal, exists: Callable[[Entry], bool]) -> None:
+    """Drop the entries of what is lost, and whose server is no more.
+
+    :raises JournalError: one cannot be removed.
+    """
+    for entry in _readable(journal):
+        if entry.lost is not None and not exists(entry):
+            journal.drop(entry.instance)
+
+
+def _readable(journal: Journal) -> list[Entry]:
+    """What cannot be read stays shut, and is told."""
+    found = []
     for instance in journal.instances():
         try:
             entry = journal.get(instance)
         except exception.JournalError as error:
             LOG.error("Server %s is not started here: %s", instance, error)
             continue
-        if entry is not None and entry.lost is None:
-            found[instance] = entry
+        if entry is not None:
+            found.append(entry)
     return found

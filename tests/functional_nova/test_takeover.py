@@ -256,3 +256,8 @@ class TestLostGuard(RestartedCase):
         self.agent.there = "gone"
         self.src.driver._refuse_departed(self.instance())
         self.assertIsNone(self.entry())
+
+    def test_it_is_forgotten_with_its_server(self) -> None:
+        self._delete_server(self.server)
+        self.src = self.restart_compute_service("src")
+        self.assertIsNone(self.entry())

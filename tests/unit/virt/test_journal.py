@@ -87,3 +87,18 @@ def test_a_lost_one_is_not_taken_up_again(tmp_path: pathlib.Path) -> None:
     assert takeover.open_entries(kept) == {}
     kept.keep(ENTRY)
     assert takeover.open_entries(kept) == {ENTRY.instance: ENTRY}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_lost_one_is_forgotten_with_its_server(tmp_path: pathlib.Path, exists: bool) -> None:
+    kept = journal.Journal(str(tmp_path), "host1")
+    kept.keep(dataclasses.replace(ENTRY, lost="QEMU has ended"))
+    takeover.bury(kept, lambda entry: exists)
+    assert (kept.get(ENTRY.instance) is not None) is exists
+
+
+def test_one_that_is_under_way_is_not_forgotten(tmp_path: pathlib.Path) -> None:
+    kept = journal.Journal(str(tmp_path), "host1")
+    kept.keep(ENTRY)
+    takeover.bury(kept, lambda entry: False)
+    assert kept.get(ENTRY.instance) == ENTRY
