@@ -36,6 +36,7 @@ BIN: Final = Path(sys.executable).parent
 LOOK_S: Final = 0.02
 """Neither libvirt nor a relay tells of what is waited for here: they are asked this often."""
 WORKING_REPORTS: Final = 2
+RELAY_S: Final = 10.0
 
 
 class Departure:
@@ -159,21 +160,24 @@ class Departure:
     # -- what breaks ------------------------------------------------------------------------
 
     def relay(self, role: str) -> tuple[int, dict[str, Any]]:
-        """The newest relay of a side: its process and its state. Raises LabError without one.
+        """The newest relay of a side: its process and its state, once it has told of itself.
 
-        Those of earlier migrations do not count, though they left their directories.
+        Those of earlier migrations do not count, though they left their directories. Raises
+        LabError where none comes.
         """
+        self.until(lambda: bool(self._told(role)), RELAY_S)
+        state = json.loads(max(self._told(role))[1].read_text())
+        return int(state["pid"]), state
+
+    def _told(self, role: str) -> list[tuple[float, Path]]:
+        """State files of this migration's relays of a side, and when each was written."""
         host = self.source if role == "source" else self.destination
         states = [path / "state.json" for path in host.outside(self._top).glob(f"*-{role}")]
-        found = [
+        return [
             (path.stat().st_mtime, path)
             for path in states
             if path.parent.name not in self._earlier and path.exists()
         ]
-        if not found:
-            raise LabError(f"{self.guest.name} has no relay at its {role}")
-        state = json.loads(max(found)[1].read_text())
-        return int(state["pid"]), state
 
     def _states(self) -> Iterator[Path]:
         for host in (self.source, self.destination):

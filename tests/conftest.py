@@ -5,6 +5,7 @@ And that processes, and QEMUs under emulation, share two processors with all tha
 case with real ones that fails is tried once more, and counted as rerun. Failing twice is failing.
 """
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from oslo_service import backend
 
 backend.init_backend(backend.BackendType.THREADING)
 
+FAILED = pytest.StashKey[bool]()
+"""Of a case: whether this try of it has failed, for fixtures that keep things from case to case."""
 HERE = Path(__file__).parent
 REAL = {HERE / "functional", HERE / "integration"}
 
@@ -21,3 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not REAL.isdisjoint(item.path.parents):
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note how a try went, which its fixtures cannot see."""
+    report = yield
+    if report.when != "teardown":
+        item.stash[FAILED] = report.failed
+    return report
