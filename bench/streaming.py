@@ -37,7 +37,7 @@ LOCAL_WAYS = (StartWay.CACHED, StartWay.RESTORED)
 LIMIT_S = {FAST: 90.0, SLOW: 300.0}
 LEARN_S = 12.0
 """At full rate, of each learning run."""
-SESSION_S, SESSION_LOCAL_S = 60.0, 20.0
+SESSION_S, SESSION_LOCAL_S = 40.0, 15.0
 QUICK_SESSION_S = 20.0
 
 
