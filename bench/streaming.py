@@ -35,8 +35,23 @@ FAST_WAYS = {
 SLOW_WAYS = (StartWay.WHOLE, StartWay.PLANNED)
 LOCAL_WAYS = (StartWay.CACHED, StartWay.RESTORED)
 LIMIT_S = {FAST: 90.0, SLOW: 300.0}
-LEARN_S = 12.0
-"""At full rate, of each learning run."""
+FULL, BYTES, SLOWLY = "stream_100_full_ratio", "stream_bytes_percent", "stream_20_full_ratio"
+STOCK = {
+    "stream_100_plain_ratio": StartWay.PLAIN,
+    "stream_100_linear_ratio": StartWay.LINEAR,
+    "stream_100_qemu_http_ratio": StartWay.HTTP,
+}
+DIFFERING, SECOND = "stream_pages_differing", "stream_second_start_over_restore"
+STALL = "stream_stall_s_per_min_interactive"
+NEEDS = {
+    REDIS.name: {FULL, BYTES, SLOWLY, DIFFERING, SECOND, *STOCK},
+    WEB.name: {FULL, BYTES},
+    SESSION.name: {STALL},
+}
+"""The measures that each appliance is started for."""
+LEARN_S, LEARN_SESSION_S = 12.0, 60.0
+"""At full rate, of each learning run. A session's rate is its user's own: it is watched for longer
+than it is measured, as what it comes to do late is to be known too."""
 SESSION_S, SESSION_LOCAL_S = 40.0, 15.0
 QUICK_SESSION_S = 20.0
 
@@ -66,6 +81,7 @@ def streaming(session: Session) -> Outcome:
         stages = {
             appliance.name: _stage(session, lab, store, appliance)
             for appliance in (REDIS, WEB, SESSION)
+            if session.wanted & NEEDS[appliance.name]
         }
         for number in range(1, session.options.rounds + 1):
             _round(session, lab, stages, number, found)
@@ -81,8 +97,7 @@ def _stage(session: Session, lab: Lab, store: FarStore, appliance: Appliance) ->
     published = streams.publish(taken, store.root)
     stage = ApplianceStage(lab, store, image, published)
     traces = []
-    # A session's rate is the user's own: it is watched for as long as it is measured.
-    learn_s = LEARN_S if appliance.rate else SESSION_S / 2
+    learn_s = LEARN_S if appliance.rate else LEARN_SESSION_S
     for seed in appliances.LEARNED:
         session.tell(f"learning {appliance.name} with input {seed}")
         trace = lab.run_dir / f"{appliance.name}-{seed}.trace"
@@ -98,29 +113,33 @@ def _stage(session: Session, lab: Lab, store: FarStore, appliance: Appliance) ->
 def _round(
     session: Session, lab: Lab, stages: Mapping[str, ApplianceStage], number: int, found: Found
 ) -> None:
-    fast = [
-        _starts(session, stages[name], ways, FAST, number, found)
+    if session.wanted & {FULL, BYTES, *STOCK}:
+        _fast(session, stages, number, found)
+    if SLOWLY in session.wanted:
+        slow = _starts(session, stages[REDIS.name], SLOW_WAYS, SLOW, number, found)
+        found.add(SLOWLY, starts.ratio(slow, StartWay.WHOLE, StartWay.PLANNED))
+    if session.wanted & {DIFFERING, SECOND}:
+        _filled(session, lab, stages[REDIS.name], number, found)
+    if SECOND in session.wanted:
+        local = _starts(session, stages[REDIS.name], LOCAL_WAYS, FAST, number, found)
+        found.add(SECOND, starts.first_answers(local, StartWay.CACHED, StartWay.RESTORED))
+    if STALL in session.wanted:
+        _session(session, stages[SESSION.name], number, found)
+
+
+def _fast(
+    session: Session, stages: Mapping[str, ApplianceStage], number: int, found: Found
+) -> None:
+    fast = {
+        name: _starts(session, stages[name], ways, FAST, number, found)
         for name, ways in FAST_WAYS.items()
-    ]
-    full = [starts.ratio(done, StartWay.WHOLE, StartWay.PLANNED) for done in fast]
-    found.add("stream_100_full_ratio", lowest(full))
-    for id, stock in (
-        ("stream_100_plain_ratio", StartWay.PLAIN),
-        ("stream_100_linear_ratio", StartWay.LINEAR),
-        ("stream_100_qemu_http_ratio", StartWay.HTTP),
-    ):
-        found.add(id, starts.ratio(fast[0], stock, StartWay.PLANNED))
-    redis = stages[REDIS.name]
-    slow = _starts(session, redis, SLOW_WAYS, SLOW, number, found)
-    found.add("stream_20_full_ratio", starts.ratio(slow, StartWay.WHOLE, StartWay.PLANNED))
-    found.add("stream_bytes_percent", _bytes_percent(fast, (redis, stages[WEB.name])))
-    _filled(session, lab, redis, number, found)
-    local = _starts(session, redis, LOCAL_WAYS, FAST, number, found)
-    found.add(
-        "stream_second_start_over_restore",
-        starts.first_answers(local, StartWay.CACHED, StartWay.RESTORED),
-    )
-    _session(session, stages[SESSION.name], number, found)
+        if name in stages
+    }
+    full = [starts.ratio(done, StartWay.WHOLE, StartWay.PLANNED) for done in fast.values()]
+    found.add(FULL, lowest(full))
+    for id, stock in STOCK.items():
+        found.add(id, starts.ratio(fast[REDIS.name], stock, StartWay.PLANNED))
+    found.add(BYTES, _bytes_percent([(done, stages[name]) for name, done in fast.items()]))
 
 
 def _starts(
@@ -151,24 +170,24 @@ def lowest(values: Sequence[float | None]) -> float | None:
 
 
 def _bytes_percent(
-    fast: Sequence[Mapping[StartWay, Start]], stages: Sequence[ApplianceStage]
+    fast: Sequence[tuple[Mapping[StartWay, Start], ApplianceStage]],
 ) -> float | None:
     """Bytes over the link until 90 % of the full rate, of the packs of the whole appliance; of
     the appliance for which it is most.
     """
     shares = [
         100.0 * done[StartWay.PLANNED].fetched / stage.published.stored_bytes
-        for done, stage in zip(fast, stages, strict=True)
+        for done, stage in fast
         if StartWay.PLANNED in done
     ]
-    return max(shares) if len(shares) == len(stages) else None
+    return max(shares) if len(shares) == len(fast) else None
 
 
 def _filled(session: Session, lab: Lab, stage: ApplianceStage, number: int, found: Found) -> None:
     """Stream everything to a guest that does not execute: its memory against what was captured."""
     session.tell(f"round {number}: memory of {stage.appliance.name}, streamed against captured")
     try:
-        found.add("stream_pages_differing", float(stage.pages_differing()))
+        found.add(DIFFERING, float(stage.pages_differing()))
     except (StageError, *ERRORS) as error:
         found.notes.append(f"round {number}, memory compared: {error}")
     finally:
@@ -197,6 +216,6 @@ def _session(session: Session, stage: ApplianceStage, number: int, found: Found)
     if len(runs) == 2:
         try:
             stalled = starts.stall_s_per_min(runs[StartWay.PLANNED], runs[StartWay.RESTORED])
-            found.add("stream_stall_s_per_min_interactive", stalled)
+            found.add(STALL, stalled)
         except measures.MeasureError as error:
             found.notes.append(f"round {number}, session: {error}")

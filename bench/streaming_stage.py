@@ -121,7 +121,7 @@ class ApplianceStage:
     def _cold(self, way: StartWay) -> None:
         """Nothing that this way reads from local files is in memory, or in the cache."""
         cache = self._host.outside(CACHE)
-        if way is not StartWay.CACHED:
+        if way in (StartWay.LINEAR, StartWay.PLANNED):
             shutil.rmtree(cache, ignore_errors=True)
         for path in (self.saved.memory, self.saved.disk, *cache.rglob("*")):
             if path.is_file():
