@@ -3,6 +3,7 @@
 
 import contextlib
 import datetime
+import http.client
 import http.server
 import json
 import shutil
@@ -49,9 +50,11 @@ class Nginx:
     def __init__(self, at: Path, port: int) -> None:
         self.at = at
         self.url = f"http://127.0.0.1:{port}/store"
+        self._address = ("127.0.0.1", port)
 
     def requests(self, method: str) -> list[str]:
         """Paths asked for with this method and answered with success, in order."""
+        self._wait_for_log()
         lines = (self.at / "access.log").read_text().splitlines()
         words = [line.split('"') for line in lines]
         return [
@@ -59,6 +62,13 @@ class Nginx:
             for one in words
             if one[1].startswith(f"{method} ") and one[2].split()[0].startswith("2")
         ]
+
+    def _wait_for_log(self) -> None:
+        """A request is logged after its answer, and before this one process answers another."""
+        connection = http.client.HTTPConnection(*self._address, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("HEAD", "/nothing")
+            connection.getresponse().read()
 
 
 def free_port() -> int:
