@@ -34,6 +34,8 @@ LOG = logging.getLogger(__name__)
 OPEN_TIMEOUT_S = 2.0
 ASK_TIMEOUT_S = 3.0
 PEER_TIMEOUT_S = 20.0
+LINKED_S = 5.0
+ENDED_S = 1.0
 TURN_S = 1.0
 KEEP_LIBVIRTD = (
     "leave libvirtd alone, at the destination above all: one that is restarted before the VM "
@@ -286,5 +288,10 @@ class OrderedEviction:
         port = self._peer.start_relay(there)
         peer = departure.Peer(self._peer.name, self._peer.address, port)
         if known is None:
-            return departure.start_carrier(self._conf, there, peer)
-        return departure.start_source(self._conf, there, peer, known, self._domain.XMLDesc())
+            relay = departure.start_carrier(self._conf, there, peer)
+        else:
+            relay = departure.start_source(self._conf, there, peer, known, self._domain.XMLDesc())
+        if trouble := relays.linked(relay, LINKED_S):
+            relays.end(relay.spec, ENDED_S, relay.pid)
+            raise exception.RelayError(f"the relays do not reach each other: {trouble}")
+        return relay

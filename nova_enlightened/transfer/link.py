@@ -36,6 +36,7 @@ from nova_enlightened.transfer.link_events import (
     LinkEvent,
     LinkOptions,
     Lost,
+    PeerAbsent,
     PeerReady,
     PeerTurnedAway,
     Refused,
@@ -308,6 +309,8 @@ class Link:
         else:
             # Whoever answers now is not the peer we had: that one may come back.
             self._admission.connect_again()
+            if self._peer_instance is not None and isinstance(error, ConnectionRefusedError):
+                self._events.append(PeerAbsent(reason))
 
     # -- while a connection stands ----------------------------------------------------------
 

@@ -31,6 +31,13 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class PeerAbsent:
+    """Source: nobody listens any more where the peer did. It is tried on."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class PeerTurnedAway:
     """Destination: somebody did not prove to be our peer; nothing else changed."""
 
@@ -49,7 +56,7 @@ class Broken:
     reason: str
 
 
-LinkEvent = SessionEvent | PeerReady | Lost | Refused | PeerTurnedAway | Broken
+LinkEvent = SessionEvent | PeerReady | Lost | Refused | PeerAbsent | PeerTurnedAway | Broken
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from nova_enlightened.transfer.link_events import (
     Broken,
     LinkOptions,
     Lost,
+    PeerAbsent,
     PeerReady,
     PeerTurnedAway,
     Refused,
@@ -169,6 +170,9 @@ class Relay:
     def _paced(self) -> None:
         """The peer says that delay counts less than CPU from here on."""
 
+    def _peer_absent(self, reason: str) -> None:
+        """The peer's relay has ended, or something on the way says so."""
+
     def _facts(self) -> Mapping[str, Any]:
         """What the state file says beyond what both sides know."""
         return {}
@@ -255,11 +259,16 @@ class Relay:
                     self._fail(f"the peer ended the link: {reason}")
                 self._drop_all()
             case Broken(reason=reason) | Refused(reason=reason):
-                self._fail(reason)
-                self._drop_all()
-                self._link.close(reason)
+                self._end_link(reason)
+            case PeerAbsent(reason=reason):
+                self._peer_absent(reason)
             case events.Paced():
                 self._paced()
+
+    def _end_link(self, reason: str) -> None:
+        self._fail(reason)
+        self._drop_all()
+        self._link.close(reason)
 
     def _log(self, event: Lost | PeerTurnedAway | PeerReady) -> None:
         match event:

@@ -234,6 +234,12 @@ class SourceRelay(Relay):
             self._refuse_stream(error)
             return b""
 
+    def _peer_absent(self, reason: str) -> None:
+        # Until the switch QEMU can go back. Afterwards only the link's return is better than
+        # QEMU's own recovery, which is for those to begin who see both hosts.
+        if self._ordered.phase in (Phase.WAITING, Phase.PRECOPY):
+            self._end_link(f"the destination's relay has ended: {reason}")
+
     def _refuse_stream(self, error: exception.StreamError) -> None:
         """Impossible lengths: carrying on would feed QEMU nonsense."""
         self._fail(str(error))

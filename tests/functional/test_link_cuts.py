@@ -12,7 +12,14 @@ import pytest
 
 from nova_enlightened.stream.link import Closed, Finished, Opened, Reset
 from nova_enlightened.stream.link_state import Role
-from nova_enlightened.transfer.link_events import Broken, LinkOptions, Lost, PeerReady, Refused
+from nova_enlightened.transfer.link_events import (
+    Broken,
+    LinkOptions,
+    Lost,
+    PeerAbsent,
+    PeerReady,
+    Refused,
+)
 from tests.functional.link_hosts import MAIN, PREEMPT, Hosts, certificates
 
 MIB = 1 << 20
@@ -112,6 +119,7 @@ def test_attempts_go_on_while_nobody_answers(hosts: Hosts) -> None:
     hosts.until(lambda: hosts.source.link.attempts > 5)
     assert "refused" in hosts.source.link.trouble
     assert len(hosts.source.saw(Lost)) == 1
+    assert hosts.source.saw(PeerAbsent)
     hosts.wire.listen(hosts.wire.address)
     hosts.finish()
     assert hosts.source.link.trouble == ""

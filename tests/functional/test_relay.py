@@ -103,6 +103,17 @@ def specs(directory: pathlib.Path, port: int) -> tuple[RelaySpec, RelaySpec]:
     )
 
 
+@contextlib.contextmanager
+def pair_of(
+    here: RelaySpec, there: RelaySpec, link: socket.socket
+) -> Iterator[tuple[relays.RunningRelay, relays.RunningRelay]]:
+    with contextlib.ExitStack() as stack:
+        pair = relays.start(here, relays.listen_unix(here.socket)), relays.start(there, link)
+        for relay in pair:
+            stack.callback(_end, relay.pid)
+        yield pair
+
+
 @pytest.fixture
 def played(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Played]:
     link = relays.listen_link("127.0.0.1", 0)
@@ -112,9 +123,7 @@ def played(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[P
     with contextlib.ExitStack() as stack:
         incoming = stack.enter_context(relays.listen_unix(there.socket))
         incoming.settimeout(TIMEOUT_S)
-        pair = relays.start(here, relays.listen_unix(here.socket)), relays.start(there, link)
-        for relay in pair:
-            stack.callback(_end, relay.pid)
+        pair = stack.enter_context(pair_of(here, there, link))
         source = stack.enter_context(socket.socket(socket.AF_UNIX))
         source.settimeout(TIMEOUT_S)
         source.connect(here.socket)
@@ -248,6 +257,31 @@ def test_an_operators_stop_breaks_both_channels(played: Played) -> None:
     control.ask(played.relays[0].spec.control, "stop")
     assert played.ended() == [1, 1]
     assert "operator" in json.dumps(played.relays[0].state())
+
+
+def test_a_peer_that_dies_before_the_switch_ends_the_migration(tmp_path: pathlib.Path) -> None:
+    link = relays.listen_link("127.0.0.1", 0)
+    here, there = specs(tmp_path, link.getsockname()[1])
+    with pair_of(here, there, link) as pair, socket.socket(socket.AF_UNIX) as source:
+        source.settimeout(TIMEOUT_S)
+        source.connect(here.socket)
+        source.sendall(encode.header())
+        assert relays.linked(pair[0], TIMEOUT_S) is None
+        _end(pair[1].pid)
+        with contextlib.suppress(ConnectionResetError):
+            assert source.recv(1) == b""
+        assert os.waitstatus_to_exitcode(os.waitpid(pair[0].pid, 0)[1]) == 1
+        assert "the destination's relay has ended" in pair[0].state()["error"]
+
+
+def test_a_peer_that_dies_after_the_switch_is_waited_for(played: Played) -> None:
+    received(played.destination, len(stream_up_to_run()))
+    _end(played.relays[1].pid)
+    here = played.relays[0]
+    trouble = relays.linked(here, 2.0)
+    assert trouble is not None
+    assert "refused" in trouble
+    assert relays.carrier(here.spec)[0] is relays.Carrier.ALIVE
 
 
 def test_relays_that_run_are_found_by_their_directory(played: Played) -> None:
