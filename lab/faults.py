@@ -104,6 +104,21 @@ class Departure:
                 raise LabError(f"{self.guest.name}: {'ended' if ended else 'late'}: {self.said()}")
             time.sleep(LOOK_S)
 
+    @contextlib.contextmanager
+    def held_before_the_switch(self) -> Iterator[None]:
+        """Both relays were started and the command stands still, while the block lasts.
+
+        It takes tenths of a second from there until the guest stands still: too few to break
+        something before it without holding it.
+        """
+        self.until(lambda: "  order: " in self.said())
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def until_begun(self) -> None:
         """Until libvirt has begun to migrate: the destination has the domain."""
         self.until(lambda: self.there() is not Standing.GONE)

@@ -2,7 +2,8 @@
 """What has to be chosen before any test imports oslo.messaging: native threads, as in services.
 
 And that processes, and QEMUs under emulation, share two processors with all that watches them: a
-case with real ones that fails is tried once more, and counted as rerun. Failing twice is failing.
+case with real ones that fails is tried once more unless it says otherwise, and counted as rerun.
+Failing each time is failing.
 """
 
 from collections.abc import Generator
@@ -22,7 +23,7 @@ REAL = {HERE / "functional", HERE / "integration"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is tried again."""
     for item in items:
-        if not REAL.isdisjoint(item.path.parents):
+        if not (REAL.isdisjoint(item.path.parents) or item.get_closest_marker("flaky")):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

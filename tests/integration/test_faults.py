@@ -228,7 +228,8 @@ def test_a_relay_killed_after_the_switch(lab: Lab, guest: Guest, side: str) -> N
 @pytest.mark.parametrize("side", ["source", "destination"])
 def test_a_relay_killed_before_the_switch(lab: Lab, guest: Guest, side: str) -> None:
     def act(departure: faults.Departure) -> None:
-        departure.kill_relay(side)
+        with departure.held_before_the_switch():
+            departure.kill_relay(side)
 
     stays(lab, guest, act)
 
