@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -284,6 +285,10 @@ class Cloud:
     def _computes(self) -> list[Service]:
         every, _ = services.installed(services.workers(self.places, self.settings.driver))
         return [one for one in every if one.where != "ctl" and one.name.endswith("-compute")]
+
+    def own_storage(self) -> AbstractContextManager[None]:
+        """Instances on a disk of each host's own, until the block ends."""
+        return storage.own(self.places, [host.holder for host in self.lab.hosts.values()])
 
     def wait_for_hosts(self) -> None:
         """Until both hosts say anew that they are up. Raises LabError."""

@@ -158,6 +158,8 @@ def _nova(places: Places, where: str) -> dict[str, dict[str, object]]:
             "transport_url": BUS,
             "state_path": places.data / "nova" / where,
             "instances_path": places.instances,
+            # To the other host Nova resizes over ssh, which nobody here listens for.
+            "allow_resize_to_same_host": True,
         },
         "keystone_authtoken": _verifies_tokens(),
         "service_user": {**account(), "send_service_user_token": True},

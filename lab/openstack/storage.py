@@ -6,7 +6,8 @@ libvirt migrates only what is on a file system it knows to be shared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from lab.errors import LabError
 from lab.namespaces import Holder
@@ -58,3 +59,19 @@ def mount(places: Places, hosts: Iterable[Holder]) -> None:
         if "fuse.glusterfs" not in found.stdout:
             log = places.run / "log" / f"{host.name}-gluster"
             raise LabError(f"{host.name} cannot mount the shared volume: look into {log}")
+
+
+@contextmanager
+def own(places: Places, hosts: Iterable[Holder]) -> Iterator[None]:
+    """A directory of each host's own in the volume's place, until the block ends.
+
+    What has files open in there by then keeps it mounted, out of sight, until it ends too.
+    """
+    where = str(places.instances)
+    with ExitStack() as stack:
+        for host in hosts:
+            directory = host.directory / "instances"
+            directory.mkdir(exist_ok=True)
+            host.run(["mount", "--bind", str(directory), where])
+            stack.callback(host.run, ["umount", "--lazy", where])
+        yield

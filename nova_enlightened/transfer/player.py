@@ -8,10 +8,8 @@ there first is there; a page the guest waits for goes ahead of everything; the r
 
 import collections
 import contextlib
-import json
 import logging
 import os
-import pathlib
 import selectors
 import socket
 import threading
@@ -31,6 +29,7 @@ from nova_enlightened.transfer.player_memory import SERVING, Memory, Step
 from nova_enlightened.transfer.player_spec import PlayerSpec
 from nova_enlightened.transfer.player_trace import KeptTrace
 from nova_enlightened.transfer.stores import open_store
+from nova_enlightened.transfer.wake import Wake
 
 LOG = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class Player:
             spec.cache_directory or "", spec.cache_limit if spec.cache_directory else 0
         )
         self._control = ControlServer(spec.control, self._calls(), self._selector)
-        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake = Wake()
         self._posted: collections.deque[Callable[[], None]] = collections.deque()
         self._fetchers: Fetchers | None = None
         self._memory: Memory | None = None
@@ -98,23 +97,15 @@ class Player:
         self._stopping = reason
         self._wake()
 
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._wake_writer.send(b"\0")
-
     def _post(self, what: Callable[[], None]) -> None:
         """Have the loop's thread call this."""
         self._posted.append(what)
         self._wake()
 
     def _open(self) -> None:
-        for end in (self._wake_reader, self._wake_writer):
-            end.setblocking(False)
-        self._selector.register(
-            self._wake_reader, selectors.EVENT_READ, lambda _: self._wake_reader.recv(4096)
-        )
+        self._wake.open(self._selector)
         self._control.open()
-        self._write_state()
+        self.spec.save_state(self.state())
         threading.Thread(target=self._load, name="load", daemon=True).start()
 
     def _close(self) -> None:
@@ -122,7 +113,7 @@ class Player:
         if self._trace is not None:
             self._trace.save(now)
         self._ended = self.error is None
-        self._write_state()
+        self.spec.save_state(self.state())
         if self._disks is not None:
             self._disks.close()
         for listener in self._listeners.values():
@@ -138,8 +129,7 @@ class Player:
             self._store.close()
         self._cache.close()
         self._selector.close()
-        self._wake_reader.close()
-        self._wake_writer.close()
+        self._wake.close()
 
     def _fail(self, reason: str) -> None:
         self.error = self.error or reason
@@ -233,7 +223,7 @@ class Player:
         if self._feed is not None:
             self._work(self._feed, now)
         if now >= self._state_due:
-            self._write_state()
+            self.spec.save_state(self.state())
             self._state_due = time.monotonic() + STATE_INTERVAL_S
 
     def _work(self, feed: Feed, now: float) -> None:
@@ -422,12 +412,3 @@ class Player:
             "progress": player_state.of_feed(self._feed),
             "cache": player_state.of_cache(self._cache),
         }
-
-    def _write_state(self) -> None:
-        path = pathlib.Path(self.spec.state)
-        draft = path.with_suffix(".new")
-        try:
-            draft.write_text(json.dumps(self.state()))
-            draft.replace(path)
-        except OSError as error:
-            LOG.warning("State not written: %s", error)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one player process is told when it starts, as a JSON document."""
+"""What one player process is told when it starts."""
 
 import dataclasses
 import json
 import os
-import pathlib
 import re
 from typing import Final, Self
 
 from nova_enlightened import exception
+from nova_enlightened.transfer.process_spec import ProcessSpec
 
 CONNECTIONS: Final = 24
 CACHE_LIMIT: Final = 20 << 30
@@ -17,10 +17,9 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True)
-class PlayerSpec:
+class PlayerSpec(ProcessSpec):
     """One VM to be played.
 
-    :param run_directory: private directory for the control socket, the state file and the trace.
     :param store: URL of the store the appliance lies in.
     :param manifest: SHA-256 of the appliance's manifest, hexadecimal.
     :param plan: SHA-256 of its prefetch plan; None: the linear tail only.
@@ -38,7 +37,6 @@ class PlayerSpec:
     :param bandwidth_limit: bytes a second from the store; None: as fast as it goes.
     """
 
-    run_directory: str
     store: str
     manifest: str
     plan: str | None = None
@@ -64,21 +62,6 @@ class PlayerSpec:
             raise exception.ConfigError("player specification: neither memory nor a disk to play")
 
     @property
-    def path(self) -> str:
-        """The specification itself."""
-        return os.path.join(self.run_directory, "spec.json")
-
-    @property
-    def control(self) -> str:
-        """The player's control socket."""
-        return os.path.join(self.run_directory, "control.sock")
-
-    @property
-    def state(self) -> str:
-        """The player's state file."""
-        return os.path.join(self.run_directory, "state.json")
-
-    @property
     def log(self) -> str:
         """The player's log."""
         return os.path.join(self.run_directory, "player.log")
@@ -88,9 +71,6 @@ class PlayerSpec:
         """What the guest touched first, and when; written while it runs and at the end."""
         return os.path.join(self.run_directory, "touched.trace")
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
     @classmethod
     def from_json(cls, text: str) -> Self:
         """:raises ConfigError: not a JSON object, or a key is missing, unknown or of no use."""
@@ -98,13 +78,3 @@ class PlayerSpec:
             return cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError) as error:
             raise exception.ConfigError(f"player specification: {error}") from error
-
-    def save(self, directory: pathlib.Path) -> None:
-        """Write to the run directory (as seen from here), readable by the owner only."""
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = directory / os.path.basename(self.path)
-        draft = path.with_suffix(".new")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(self.to_json())
-        draft.replace(path)

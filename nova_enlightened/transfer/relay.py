@@ -5,11 +5,8 @@ Bytes are read from QEMU only when the link has room for them, and acknowledged 
 when QEMU has taken them; so a slow side stops the other QEMU and memory stays bounded.
 """
 
-import contextlib
-import json
 import logging
 import os
-import pathlib
 import selectors
 import socket
 import time
@@ -32,6 +29,7 @@ from nova_enlightened.transfer.link_events import (
 )
 from nova_enlightened.transfer.qemu_socket import QemuSocket
 from nova_enlightened.transfer.spec import RelaySpec
+from nova_enlightened.transfer.wake import Wake
 
 LOG = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ class Relay:
         self._stopping: str | None = None
         self._began = time.monotonic()
         self._state_due = 0.0
-        self._wake_reader, self._wake_writer = socket.socketpair()
+        self.wake = Wake()
         self._control = ControlServer(spec.control, self._calls(), self._selector)
         self._listener = listener
         self._link = Link(
@@ -95,29 +93,19 @@ class Relay:
         self._stopping = reason
         self.wake()
 
-    def wake(self) -> None:
-        """Make the loop turn once; callable from any thread."""
-        with contextlib.suppress(BlockingIOError):
-            self._wake_writer.send(b"\0")
-
     def _open(self) -> None:
-        for end in (self._wake_reader, self._wake_writer):
-            end.setblocking(False)
-        self._selector.register(
-            self._wake_reader, selectors.EVENT_READ, lambda _: self._wake_reader.recv(4096)
-        )
+        self.wake.open(self._selector)
         self._control.open()
         self._link.start(self._selector, self._listener if self.role is Role.DESTINATION else None)
 
     def _close(self) -> None:
-        self._write_state()
+        self.spec.save_state(self.state())
         for channel in self._channels.values():
             self._watch(channel, 0)
             channel.close()
         self._control.close()
         self._selector.close()
-        self._wake_reader.close()
-        self._wake_writer.close()
+        self.wake.close()
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -132,7 +120,7 @@ class Relay:
         for channel in list(self._channels.values()):
             self._rewatch(channel)
         if now >= self._state_due:
-            self._write_state()
+            self.spec.save_state(self.state())
             self._state_due = now + STATE_INTERVAL_S
         self._end_if_done(now)
 
@@ -343,12 +331,3 @@ class Relay:
             },
             **self._facts(),
         }
-
-    def _write_state(self) -> None:
-        path = pathlib.Path(self.spec.state)
-        draft = path.with_suffix(".new")
-        try:
-            draft.write_text(json.dumps(self.state()))
-            draft.replace(path)
-        except OSError as error:
-            LOG.warning("State not written: %s", error)

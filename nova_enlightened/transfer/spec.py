@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one relay process is told when it starts, as a JSON document."""
+"""What one relay process is told when it starts."""
 
 import dataclasses
 import json
 import os
-import pathlib
 from typing import Any, Self
 
 from nova_enlightened import exception
 from nova_enlightened.plan.window import RESEQUENCED
+from nova_enlightened.transfer.process_spec import ProcessSpec
 
 ROLES = ("source", "destination")
 
@@ -24,12 +24,11 @@ class TlsFiles:
 
 
 @dataclasses.dataclass(frozen=True)
-class RelaySpec:
+class RelaySpec(ProcessSpec):
     """One side of one migration.
 
     :param role: "source" (QEMU sends) or "destination" (QEMU receives).
     :param migration: the migration's UUID; both sides must name the same one.
-    :param run_directory: private directory for the control socket and the state file.
     :param socket: the unix socket of ``migrate_uri``. The source relay is connected to
         there by the sending QEMU; the destination relay connects to the receiving QEMU.
     :param link_host, link_port: the destination relay's TCP address.
@@ -45,7 +44,6 @@ class RelaySpec:
 
     role: str
     migration: str
-    run_directory: str
     socket: str
     link_host: str
     link_port: int
@@ -65,27 +63,9 @@ class RelaySpec:
             raise exception.ConfigError("relay secret is shorter than 16 bytes")
 
     @property
-    def path(self) -> str:
-        """The specification itself."""
-        return os.path.join(self.run_directory, "spec.json")
-
-    @property
-    def control(self) -> str:
-        """The relay's control socket."""
-        return os.path.join(self.run_directory, "control.sock")
-
-    @property
-    def state(self) -> str:
-        """The relay's state file."""
-        return os.path.join(self.run_directory, "state.json")
-
-    @property
     def trace(self) -> str:
         """The fault trace written when the migration ends, source only."""
         return os.path.join(self.run_directory, "faults.trace")
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -96,11 +76,3 @@ class RelaySpec:
             return cls(tls=TlsFiles(**tls) if tls else None, **fields)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise exception.ConfigError(f"relay specification: {error}") from error
-
-    def save(self, directory: pathlib.Path) -> None:
-        """Write to the run directory (as seen from here), readable by the owner only."""
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = directory / os.path.basename(self.path)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(self.to_json())

@@ -10,6 +10,8 @@ from lab.openstack import Cloud
 from lab.openstack.servers import Server
 
 MOVE_S = 240.0
+#: Of a guest that writes to its memory faster than pre-copy follows, and is soon ready to.
+HARD_WORK = ("--memory", "96", "--hot", "64", "--freed", "0")
 LOOK_S = 0.2
 ENDED = ("completed", "error", "failed", "cancelled")
 
@@ -22,25 +24,66 @@ def until(there: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(LOOK_S)
 
 
+class Move:
+    """A live migration of a server: the first one that Nova shows after this was made."""
+
+    def __init__(self, cloud: Cloud, server: Server) -> None:
+        self._cloud = cloud
+        self._server = server
+        self._before = max((int(one["id"]) for one in cloud.api.migrations(server.uuid)), default=0)
+        self.seen: list[str] = []
+
+    def look(self) -> dict[str, Any]:
+        """As Nova has it now; empty while it has none."""
+        new = [one for one in self._cloud.api.migrations(self._server.uuid)
+               if int(one["id"]) > self._before]  # fmt: skip
+        if new and new[0]["status"] not in self.seen[-1:]:
+            self.seen.append(new[0]["status"])
+        return new[0] if new else {}
+
+    def reached(self, *statuses: str) -> dict[str, Any]:
+        """Once it is in one of these statuses, or has ended."""
+        until(
+            lambda: self.look().get("status") in (*statuses, *ENDED),
+            MOVE_S,
+            f"not {' or '.join(statuses)} after {MOVE_S:.0f} s: {self.seen}",
+        )
+        return self.look()
+
+    def ended(self) -> dict[str, Any]:
+        """Once it has ended."""
+        return self.reached()
+
+    def act(self, method: str, path: str, **body: Any) -> int:
+        """Ask something of this migration; the status of Nova's answer."""
+        where = f"/servers/{self._server.uuid}/migrations/{self.look()['id']}{path}"
+        return int(
+            self._cloud.api.call(
+                lambda api: getattr(api.compute, method)(where, microversion="2.80", **body)
+            ).status_code
+        )
+
+
 def moved(cloud: Cloud, server: Server) -> tuple[dict[str, Any], list[str]]:
     """Have Nova live-migrate it; its migration when it has ended, and every status seen."""
-    before = {one["id"] for one in cloud.api.migrations(server.uuid)}
+    move = Move(cloud, server)
     server.live_migrate()
-    seen: list[str] = []
-    found: dict[str, Any] = {}
-
-    def ended() -> bool:
-        new = [one for one in cloud.api.migrations(server.uuid) if one["id"] not in before]
-        if new and new[0]["status"] not in seen[-1:]:
-            seen.append(new[0]["status"])
-            found.update(new[0])
-        return bool(new) and new[0]["status"] in ENDED
-
-    until(ended, MOVE_S, f"no end after {MOVE_S:.0f} s")
-    return found, seen
+    return move.ended(), move.seen
 
 
 def source_relays(cloud: Cloud, host: str) -> list[dict[str, Any]]:
     """What the relays on a host that was a source last wrote of themselves."""
     directory = cloud.lab.hosts[host].outside("/run/nova-enlightened")
     return [json.loads(path.read_text()) for path in directory.glob("*-source/state.json")]
+
+
+def works_where_nova_has_it(cloud: Cloud, server: Server, seconds: float = 10.0) -> str:
+    """The host on which it works, by Nova, by placement and by its own word."""
+    host = server.host
+    assert set(cloud.api.allocations(server.uuid)) == {host}
+    runs, _ = server.domain()
+    assert runs.name == host
+    began = server.probe.latest
+    assert began is not None
+    assert server.probe.wait_next(seconds) is not None, "its guest does nothing any more"
+    return str(host)

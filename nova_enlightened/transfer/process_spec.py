@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a relay and a player have in common: processes with a run directory of their own.
+
+Whoever starts one writes its specification there; it keeps its state there for all to read.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessSpec:
+    """What the process is told when it starts, as a JSON document.
+
+    :param run_directory: private directory of this process.
+    """
+
+    run_directory: str
+
+    @property
+    def path(self) -> str:
+        """The specification itself."""
+        return os.path.join(self.run_directory, "spec.json")
+
+    @property
+    def control(self) -> str:
+        """The control socket."""
+        return os.path.join(self.run_directory, "control.sock")
+
+    @property
+    def state(self) -> str:
+        """The state file."""
+        return os.path.join(self.run_directory, "state.json")
+
+    def to_json(self) -> str:
+        """All of it, for ``from_json``."""
+        return json.dumps(dataclasses.asdict(self))
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Write to the run directory (as seen from here), readable by the owner only."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _replace(directory / os.path.basename(self.path), self.to_json())
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Write what the process is doing; a reader sees the old or the new, whole."""
+        try:
+            _replace(pathlib.Path(self.state), json.dumps(state))
+        except OSError as error:
+            LOG.warning("State not written: %s", error)
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    draft = path.with_suffix(".new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    draft.replace(path)

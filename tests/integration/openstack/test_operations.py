@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What operators do to servers of a real Nova, beside or against an urgent live migration."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from openstack import exceptions as sdk_errors
+
+from lab.openstack import Cloud, services
+from lab.openstack.agents import Agents
+from lab.openstack.servers import Server
+from tests.integration.openstack.asked import HARD_WORK, Move, moved, until, works_where_nova_has_it
+
+OTHER = {"host1": "host2", "host2": "host1"}
+FORCED_DOWN = "2.53"
+COMMAND_S = 180.0
+
+
+@pytest.fixture(scope="module")
+def server(cloud: Cloud) -> Iterator[Server]:
+    """It works harder on its memory than pre-copy can follow."""
+    made = Server.create(cloud, "operated", "host1")
+    made.work("scattered", *HARD_WORK)
+    yield made
+    made.delete()
+    assert cloud.api.allocations(made.uuid) == {}
+
+
+def ordered(cloud: Cloud, agents: Agents, server: Server) -> Move:
+    """An urgent live migration that has been asked for."""
+    agents.order(server.host, server.uuid, "a test")
+    move = Move(cloud, server)
+    server.live_migrate()
+    return move
+
+
+def test_what_pre_copy_cannot_move_stays_after_an_abort(cloud: Cloud, server: Server) -> None:
+    source = server.host
+    move = Move(cloud, server)
+    server.live_migrate()
+    move.reached("running")
+    assert move.act("delete", "") == 202
+    assert move.ended()["status"] == "cancelled"
+    assert "running (post-copy)" not in move.seen
+    assert works_where_nova_has_it(cloud, server) == source
+
+
+def test_what_pre_copy_cannot_move_leaves_by_a_force_complete(cloud: Cloud, server: Server) -> None:
+    source = server.host
+    move = Move(cloud, server)
+    server.live_migrate()
+    move.reached("running")
+
+    def forced() -> bool:
+        # Nova takes the request before libvirt has begun, and forgets it then.
+        if move.look()["status"] == "running":
+            move.act("post", "/action", json={"force_complete": None})
+        return move.look()["status"] != "running"
+
+    until(forced, 60.0, "it goes on by pre-copy")
+    assert move.ended()["status"] == "completed"
+    assert works_where_nova_has_it(cloud, server) == OTHER[source]
+
+
+def test_an_abort_at_once_leaves_one_server_where_nova_has_it(
+    cloud: Cloud, agents: Agents, server: Server
+) -> None:
+    source = server.host
+    move = ordered(cloud, agents, server)
+    until(lambda: bool(move.look()), 60.0, "Nova shows no migration")
+    answers = []
+
+    def refused_or_taken() -> bool:
+        if "post-copy" not in move.look()["status"]:
+            answers.append(move.act("delete", ""))
+        return answers[-1:] == [202] or "running (post-copy)" in move.seen or bool(
+            move.look()["status"] in ("completed", "cancelled")
+        )  # fmt: skip
+
+    until(refused_or_taken, 60.0, f"neither ended nor aborted: {answers}")
+    ended = move.ended()["status"]
+    assert ended in ("completed", "cancelled")
+    until(lambda: cloud.api.server(server.uuid).status == "ACTIVE", 60.0, "Nova works on it")
+    there = works_where_nova_has_it(cloud, server)
+    assert there == (OTHER[source] if ended == "completed" else source)
+
+
+def manage(cloud: Cloud, *words: str, where: str = "ctl") -> "subprocess.CompletedProcess[str]":
+    """Run ``nova-enlightened-manage`` where the cloud's configuration for it is."""
+    etc = cloud.places.configuration
+    own = "nova" if where == "ctl" else where
+    holder = cloud.lab.control if where == "ctl" else cloud.lab.hosts[where].holder
+    files = (f"{etc}/{own}.conf", f"{etc}/{where}-enlightened.conf")
+    return holder.run(
+        [cloud.places.program("nova-enlightened-manage"),
+         *(word for file in files for word in ("--config-file", file)), *words],
+        check=False, timeout=COMMAND_S,
+    )  # fmt: skip
+
+
+def test_an_operator_evicts_a_server_and_waits(cloud: Cloud, server: Server) -> None:
+    source = server.host
+    told = manage(cloud, "evict", server.uuid, "--wait")
+    assert told.returncode == 0, told.stdout
+    assert f"left {source} for {OTHER[source]}" in told.stdout
+    assert "running (post-copy)" in told.stdout
+    assert works_where_nova_has_it(cloud, server) == OTHER[source]
+
+
+def test_a_host_and_its_guest_pass_the_check(cloud: Cloud, server: Server) -> None:
+    told = manage(cloud, "check", "--guest", server.uuid, where=server.host)
+    assert told.returncode == 0, told.stdout
+    assert "FAIL" not in told.stdout
+    assert f"guest {server.uuid}" in told.stdout
+
+
+@contextmanager
+def down(cloud: Cloud, host: str) -> Iterator[None]:
+    """Its nova-compute ended and reported down, as who fences hosts does."""
+    (compute,) = (
+        one for one in services.workers(cloud.places, cloud.settings.driver)
+        if one.where == host and one.name.endswith("-compute")
+    )  # fmt: skip
+
+    def report(is_down: bool) -> None:
+        def ask(api: Any) -> None:
+            (found,) = api.compute.services(host=host, binary="nova-compute")
+            answer = api.compute.put(
+                f"/os-services/{found.id}", json={"forced_down": is_down}, microversion=FORCED_DOWN
+            )
+            sdk_errors.raise_from_response(answer)
+
+        cloud.api.call(ask)
+
+    cloud.launch.stop(compute)
+    report(True)
+    try:
+        yield
+    finally:
+        cloud.launch.start(compute)
+        report(False)
+        cloud.wait_for_hosts()
+
+
+def test_a_server_of_a_host_that_is_down_is_evacuated(cloud: Cloud) -> None:
+    server = Server.create(cloud, "evacuated", "host1")
+    try:
+        with down(cloud, "host1"):
+            server.domain()[1].destroy()  # the host is off, and so is every guest on it
+            cloud.api.call(lambda api: api.compute.evacuate_server(server.uuid))
+            until(lambda: server.host == "host2", 120.0, "it is where it was")
+            until(lambda: cloud.api.server(server.uuid).status == "ACTIVE", 60.0, "not active")
+            assert server.domain()[0].name == "host2"
+        until(
+            lambda: set(cloud.api.allocations(server.uuid)) == {"host2"},
+            60.0,
+            "placement has it twice",
+        )
+    finally:
+        server.delete()
+
+
+def test_block_migration_of_an_ordered_server_is_novas_own(cloud: Cloud, agents: Agents) -> None:
+    with cloud.own_storage():
+        server = Server.create(cloud, "own-disk", "host1")
+        try:
+            server.work("idle")
+            agents.order("host1", server.uuid, "a test")
+            move = Move(cloud, server)
+            cloud.api.call(
+                lambda api: api.compute.live_migrate_server(server.uuid, block_migration=True)
+            )
+            assert move.ended()["status"] == "completed"
+            assert works_where_nova_has_it(cloud, server) == "host2"
+            told = cloud.places.log("nova-enlightened-compute", "host1").read_text()
+            assert "stock, block_migration" in told
+        finally:
+            server.delete()
+
+
+@contextmanager
+def disabled(cloud: Cloud, host: str) -> Iterator[None]:
+    """Nova sends nothing there."""
+
+    def ask(verb: str) -> None:
+        def change(api: Any) -> None:
+            (found,) = api.compute.services(host=host, binary="nova-compute")
+            getattr(api.compute, f"{verb}_service")(found)
+
+        cloud.api.call(change)
+
+    ask("disable")
+    try:
+        yield
+    finally:
+        ask("enable")
+
+
+def test_a_resized_server_has_its_memory_and_its_channel(cloud: Cloud) -> None:
+    server = Server.create(cloud, "resized", "host1", flavor="m1.small")
+    try:
+
+        def act(status: str, name: str, *words: Any) -> None:
+            def ask(api: Any) -> None:
+                getattr(api.compute, name)(server.uuid, *words)
+                found = api.compute.get_server(server.uuid)
+                api.compute.wait_for_server(found, status=status, interval=0.5, wait=120)
+
+            cloud.api.call(ask)
+
+        larger = cloud.api.call(lambda api: api.compute.find_flavor("m1.lab").id)
+        with disabled(cloud, "host2"):
+            act("VERIFY_RESIZE", "resize_server", larger)
+        act("ACTIVE", "confirm_server_resize")
+        host, domain = server.domain()
+        assert cloud.api.allocations(server.uuid) == {host.name: {"VCPU": 1, "MEMORY_MB": 768}}
+        assert domain.maxMemory() == 768 << 10
+        assert "nova-enlightened" in domain.XMLDesc()
+    finally:
+        server.delete()
+
+
+def test_it_still_moves_without_an_order(cloud: Cloud, server: Server) -> None:
+    server.work("idle")
+    source = server.host
+    migration, seen = moved(cloud, server)
+    assert migration["status"] == "completed", seen
+    assert works_where_nova_has_it(cloud, server) == OTHER[source]
