@@ -77,7 +77,18 @@ class DepartingDriver(GuardedDriver):
         block_migration: bool = False,
         migrate_data: Any = None,
     ) -> None:
-        """As Nova's. What became of an urgent one is on record, or goes on being followed."""
+        """As Nova's. What became of an urgent one is on record, or goes on being followed.
+
+        Nova 34 raises libvirt's error of a migration that it has rolled back too, an aborted one
+        for instance, and would then have a server in error that runs as before.
+        """
+        rolled_back = False
+
+        def recover(*arguments: Any, **keywords: Any) -> None:
+            nonlocal rolled_back
+            recover_method(*arguments, **keywords)
+            rolled_back = True
+
         moving = migrate_data.migration.uuid
         # How volumes are attached here Nova hands only to what it has called at the end.
         self._source_bdms[moving] = getattr(post_method, "keywords", {}).get("source_bdms")
@@ -85,11 +96,13 @@ class DepartingDriver(GuardedDriver):
         self._journalled(instance, dest, block_migration, migrate_data, None)
         try:
             super().live_migration(  # type: ignore[misc]
-                context, instance, dest, post_method, recover_method, block_migration, migrate_data
+                context, instance, dest, post_method, recover, block_migration, migrate_data
             )
-        except Exception:
+        except Exception as error:
             self._settle(instance.uuid)
-            raise
+            if not (rolled_back and self._stayed(instance.uuid)):
+                raise
+            LOG.warning("%s was rolled back and goes on here: %s", instance.uuid, error)
         else:
             self._settle(instance.uuid)
         finally:
@@ -130,8 +143,7 @@ class DepartingDriver(GuardedDriver):
             entry = journal.get(uuid)
             if entry is None or entry.lost is not None:
                 return
-            stayed = self._standing(uuid) is Standing.EXECUTES and not self._migrates(uuid)
-            if stayed or self._records().ended_there(entry):
+            if self._stayed(uuid) or self._records().ended_there(entry):
                 journal.drop(uuid)
             else:
                 self._takeover().take_up(entry)
@@ -165,6 +177,10 @@ class DepartingDriver(GuardedDriver):
             self._domain(entry.instance).abortJob()
         except libvirt.libvirtError as error:  # it has ended, or is switched
             LOG.info("The migration of %s is not cancelled: %s", entry.instance, error)
+
+    def _stayed(self, uuid: str) -> bool:
+        """Whether all of it is here, and nothing would take it away."""
+        return self._standing(uuid) is Standing.EXECUTES and not self._migrates(uuid)
 
     def _migrates(self, uuid: str) -> bool:
         """Whether libvirt has a job with it; where it does not say, that is taken for one."""

@@ -201,6 +201,32 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase):
         self.server = self._create_server(host=self.src.host, **wanted)
         return self.server
 
+    def expect_rollback(self) -> Callable[[], None]:
+        """Call before a migration that fails; what this answers waits until Nova has done with it,
+        and asserts that the server is as it was.
+        """
+        over = threading.Event()
+        manager = self.src.manager
+        migrates = manager._do_live_migration
+
+        def watched(*arguments: Any, **keywords: Any) -> None:
+            try:
+                migrates(*arguments, **keywords)
+            finally:
+                over.set()
+
+        manager._do_live_migration = watched
+
+        def assert_it_stayed() -> None:
+            self.assertTrue(over.wait(TIMEOUT_S))
+            server = self.admin_api.get_server(self.server["id"])
+            self.assertEqual("src", server["OS-EXT-SRV-ATTR:host"])
+            self.assertEqual("ACTIVE", server["status"])
+            usage = self._get_provider_usages(self.compute_rp_uuids["dest"])
+            self.assertEqual(0, usage["VCPU"])
+
+        return assert_it_stayed
+
     def image(self, **properties: str) -> str:
         """The id of an image with these properties."""
         image = dict(self.glance.image1)
