@@ -23,7 +23,7 @@ class TlsFiles:
     peer_name: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RelaySpec(ProcessSpec):
     """One side of one migration.
 

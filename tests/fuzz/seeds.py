@@ -183,7 +183,8 @@ def relay_spec() -> Iterator[bytes]:
     for role, files in (("source", tls), ("destination", None)):
         run = f"/run/nova-enlightened/{MIGRATION}"
         yield RelaySpec(
-            role, MIGRATION, run, f"{run}/q.sock", "192.0.2.7", 49300, "ab" * 32, files,
+            role=role, migration=MIGRATION, run_directory=run, socket=f"{run}/q.sock",
+            link_host="192.0.2.7", link_port=49300, secret="ab" * 32, tls=files,
             layout=layout if files else None, knowledge="/k.npz" if files else None,
         ).to_json().encode()  # fmt: skip
 

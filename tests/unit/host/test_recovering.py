@@ -120,7 +120,14 @@ class Scene:
 
 def spec(migration: str) -> RelaySpec:
     return RelaySpec(
-        "destination", migration, "/run/none/x", "/run/none/s", "10.0.0.2", 0, "0" * 64, None
+        role="destination",
+        migration=migration,
+        run_directory="/run/none/x",
+        socket="/run/none/s",
+        link_host="10.0.0.2",
+        link_port=0,
+        secret="0" * 64,
+        tls=None,
     )
 
 

@@ -30,12 +30,23 @@ class Clock:
         return self.now
 
 
+def relay_spec(role: str, directory: str, socket: str) -> RelaySpec:
+    return RelaySpec(
+        role=role,
+        migration=MIGRATION,
+        run_directory=directory,
+        socket=socket,
+        link_host="h",
+        link_port=1,
+        secret="00" * 32,
+        tls=None,
+    )
+
+
 def left_behind(top: pathlib.Path, phase: str = "completed", role: str = "source") -> pathlib.Path:
     """The run directory of a relay, last touched at time 1000."""
     places = Places(str(top), MIGRATION)
-    spec = RelaySpec(
-        role, MIGRATION, places.directory(role), places.socket, "h", 1, "00" * 32, None
-    )
+    spec = relay_spec(role, places.directory(role), places.socket)
     directory = pathlib.Path(spec.run_directory)
     spec.save(directory)
     (directory / "state.json").write_text(f'{{"phase": "{phase}"}}')
@@ -77,7 +88,7 @@ def test_directories_of_others_are_left_alone(tmp_path: pathlib.Path) -> None:
 def test_the_exit_status_of_a_child_is_collected(tmp_path: pathlib.Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     upkeep = RelayUpkeep(str(tmp_path), KEEP_S)
-    spec = RelaySpec("source", MIGRATION, "/r", "/s", "h", 1, "00" * 32, None)
+    spec = relay_spec("source", "/r", "/s")
     upkeep.adopt(relays.RunningRelay(spec, child.pid))
     upkeep.look()
     assert child.stdin is not None
