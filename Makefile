@@ -122,9 +122,10 @@ integration: venv $(STAMPS)/debian-lab $(CLOUD) ## tests with real QEMU and libv
 coverage: venv ## unit and functional tests, with the lines they miss
 	$(PYTEST) --cov --cov-report=term tests/unit tests/functional
 
+# All pages each time: oslo.config's extension forgets the options of pages that have not changed.
 .PHONY: docs
 docs: venv ## HTML documents in doc/build/html
-	$(PY) -m sphinx -q -W --keep-going -b html doc/source doc/build/html
+	$(PY) -m sphinx -q -E -W --keep-going -b html doc/source doc/build/html
 
 # One run of pytest, so that its closing line counts everything; it runs, and is last, also when
 # a check before it failed.
