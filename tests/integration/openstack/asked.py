@@ -8,12 +8,12 @@ from typing import Any
 
 from lab.openstack import Cloud
 from lab.openstack.servers import Server
+from lab.openstack.story import ENDED
 
 MOVE_S = 240.0
 #: Of a guest that writes to its memory faster than pre-copy follows, and is soon ready to.
 HARD_WORK = ("--memory", "96", "--hot", "64", "--freed", "0")
 LOOK_S = 0.2
-ENDED = ("completed", "error", "failed", "cancelled")
 
 
 def until(there: Callable[[], bool], seconds: float, what: str) -> None:

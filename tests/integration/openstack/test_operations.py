@@ -27,14 +27,6 @@ def server(cloud: Cloud) -> Iterator[Server]:
     assert cloud.api.allocations(made.uuid) == {}
 
 
-def ordered(cloud: Cloud, agents: Agents, server: Server) -> Move:
-    """An urgent live migration that has been asked for."""
-    agents.order(server.host, server.uuid, "a test")
-    move = Move(cloud, server)
-    server.live_migrate()
-    return move
-
-
 def test_what_pre_copy_cannot_move_stays_after_an_abort(cloud: Cloud, server: Server) -> None:
     source = server.host
     move = Move(cloud, server)
@@ -70,7 +62,9 @@ def test_an_abort_at_once_leaves_one_server_where_nova_has_it(
     cloud: Cloud, agents: Agents, server: Server
 ) -> None:
     source = server.host
-    move = ordered(cloud, agents, server)
+    agents.order(source, server.uuid, "a test")
+    move = Move(cloud, server)
+    server.live_migrate()
     until(lambda: bool(move.look()), 60.0, "Nova shows no migration")
     answers = []
 

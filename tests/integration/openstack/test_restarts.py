@@ -24,6 +24,4 @@ def server(cloud: Cloud) -> Iterator[Server]:
 def test_a_migration_whose_nova_compute_is_killed_ends_as_it_is_on_record(
     cloud: Cloud, agents: Agents, server: Server
 ) -> None:
-    case = restarted(cloud, agents, server, after_s=2.0)
-    assert not case.wrong
-    assert case.status in ("completed", "error")
+    assert not restarted(cloud, agents, server, after_s=2.0).wrong
