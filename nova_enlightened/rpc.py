@@ -220,6 +220,13 @@ class HostAPI:
             host, "end_arrival", ARRIVAL_TIMEOUT_S, version="1.1", migration=migration
         )
 
+    def recover_arrival(self, host: str, instance: str, migration: str) -> dict[str, Any]:
+        """Asked by the source's agent, whose fresh relay stands: have QEMU listen again where that
+        of the destination connects, past a main loop that waits for a page.
+        """
+        arriving = {"instance": instance, "migration": migration}
+        return self._call(host, "recover_arrival", ARRIVAL_TIMEOUT_S, version="1.1", **arriving)
+
     # --- appliances, since 1.1: asked by nova-compute of its own host's agent --------------------
 
     def prepare_appliance(

@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     stop.add_argument("directory", help="directory that holds the relays' run directories")
     stop.add_argument("migration", help="UUID of the migration")
     stop.add_argument("--wait", action="store_true", help="come back once it is gone")
+    recover = commands.add_parser(
+        "recover", help="have a VM's QEMU listen for its stream again, past libvirt"
+    )
+    recover.add_argument("directory", help="directory that holds the relays' run directories")
+    recover.add_argument("instance", help="UUID of the domain")
+    recover.add_argument("migration", help="UUID of the migration whose relay connects to it")
     return parser
 
 
@@ -67,17 +73,22 @@ def _spare(told: int) -> int:
 
 def _run(spec_path: str, descriptor: int | None) -> int:
     # Imported here so that "status" and "--help" do not pay for numpy.
+    from nova_enlightened.host import arrival_monitor
     from nova_enlightened.transfer import niceness
     from nova_enlightened.transfer.destination import DestinationRelay
     from nova_enlightened.transfer.source import SourceRelay
 
     niceness.set_niceness(niceness.WAITED_FOR)
     spec = RelaySpec.from_json(pathlib.Path(spec_path).read_text())
+    completed = arrival_monitor.beside(spec)
     listener = socket.socket(fileno=descriptor) if descriptor is not None else None
     relay = (SourceRelay if spec.role == "source" else DestinationRelay)(spec, listener)
     signal.signal(signal.SIGTERM, lambda *_: relay.request_stop("stopped by a signal"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return relay.run()
+    status = relay.run()
+    if not status:
+        completed()
+    return status
 
 
 def _start(config_files: Sequence[str]) -> int:
@@ -117,6 +128,15 @@ def _stop(directory: str, migration: str, wait: bool) -> int:
     return 0 if found else 1
 
 
+def _recover(directory: str, instance: str, migration: str) -> int:
+    from nova_enlightened.host import arrival_monitor
+    from nova_enlightened.host.departure import Places, monitor_path
+
+    where = f"unix:{Places(directory, migration).socket}"
+    arrival_monitor.recover(monitor_path(directory, instance), where)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
     arguments = _parser().parse_args(argv)
@@ -132,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _start(arguments.config_file)
         if arguments.command == "status":
             return _status(arguments.directory)
+        if arguments.command == "recover":
+            return _recover(arguments.directory, arguments.instance, arguments.migration)
         return _stop(arguments.directory, arguments.migration, arguments.wait)
     except exception.EnlightenedError as error:
         print(f"nova-enlightened-relay: {error}", file=sys.stderr)

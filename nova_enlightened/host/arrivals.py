@@ -17,7 +17,7 @@ from oslo_config import cfg
 
 from nova_enlightened import exception
 from nova_enlightened.host import relays
-from nova_enlightened.host.departure import Places
+from nova_enlightened.host.departure import Places, monitor_path
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
 from nova_enlightened.transfer.spec import RelaySpec
 
@@ -46,6 +46,8 @@ def examined(asked: RelaySpec, conf: cfg.ConfigOpts) -> RelaySpec:
         )
     if not isinstance(asked.secret, str) or not _SECRET.fullmatch(asked.secret):
         raise exception.ConfigError("the secret is not hexadecimal")
+    if asked.monitor is not None and not _is_monitor(asked.monitor, top):
+        raise exception.ConfigError(f"{asked.monitor!r} is no monitor's place on this host")
     if asked.tls is not None and not _PEER.fullmatch(str(asked.tls.peer_name)):
         raise exception.ConfigError(f"{asked.tls.peer_name!r} is no name of a host")
     ours = RelaySpec(
@@ -57,6 +59,7 @@ def examined(asked: RelaySpec, conf: cfg.ConfigOpts) -> RelaySpec:
         link_port=0,
         secret=asked.secret,
         tls=asked.tls,
+        monitor=asked.monitor,
     )
     return relays.for_this_host(ours, conf)
 
@@ -99,6 +102,11 @@ class Arrivals:
         self._upkeep.adopt(relay)
         LOG.info("Relay of migration %s listens at port %d", spec.migration, spec.link_port)
         return {"link_host": self._link_host, "link_port": spec.link_port}
+
+
+def _is_monitor(path: object, top: str) -> bool:
+    instance = pathlib.Path(str(path)).name[:36]  # as long as a UUID is
+    return _is_uuid(instance) and path == monitor_path(top, instance)
 
 
 def _is_uuid(text: str) -> bool:

@@ -44,6 +44,14 @@ class Places:
         return str(pathlib.Path(self.top, f"{self.migration[:8]}.sock"))
 
 
+def monitor_path(top: str, instance: str) -> str:
+    """Where QEMU of a VM that arrives connects its second monitor, on any host.
+
+    :param top: ``[enlightened] run_directory``.
+    """
+    return str(pathlib.Path(top, f"{instance}-qmp.sock"))
+
+
 def guest_channel(xml: str) -> str | None:
     """QEMU's unix socket for this project's port, from the domain's XML; None without one.
 
@@ -63,10 +71,13 @@ def hint_target(
     return HintTarget(name, memory * KIB, guest_channel(xml), agent_command)
 
 
-def destination_spec(options: Any, migration: str, own_name: str, link_host: str) -> RelaySpec:
+def destination_spec(
+    options: Any, migration: str, own_name: str, link_host: str, monitored: str | None = None
+) -> RelaySpec:
     """What the destination's relay is asked to be; its port is its own to choose.
 
     :param own_name: this host, as its certificate names it.
+    :param monitored: UUID of the VM where its QEMU is to have a second monitor there.
     """
     places = Places(options.run_directory, migration)
     return RelaySpec(
@@ -80,6 +91,7 @@ def destination_spec(options: Any, migration: str, own_name: str, link_host: str
         tls=relays.tls_files(options, own_name),
         window_floor=options.injection_window_floor * KIB,
         window_cap=options.injection_window_cap * KIB,
+        monitor=None if monitored is None else monitor_path(options.run_directory, monitored),
     )
 
 
@@ -120,6 +132,7 @@ def start_source(
     here = dataclasses.replace(
         there,
         role="source",
+        monitor=None,
         run_directory=str(directory),
         link_host=peer.link_host,
         link_port=peer.link_port,
@@ -146,6 +159,7 @@ def start_carrier(options: Any, there: RelaySpec, peer: Peer) -> relays.RunningR
     here = dataclasses.replace(
         there,
         role="source",
+        monitor=None,
         run_directory=str(directory),
         link_host=peer.link_host,
         link_port=peer.link_port,

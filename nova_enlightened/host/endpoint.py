@@ -178,6 +178,14 @@ class HostEndpoint:
         self._recovery.end_arrival(instance_uuid(migration))
         return {}
 
+    @expected
+    def recover_arrival(
+        self, context: dict[str, Any], instance: str, migration: str
+    ) -> dict[str, Any]:
+        """Have QEMU of a VM that arrives listen again."""
+        self._recovery.recover_arrival(instance_uuid(instance), instance_uuid(migration))
+        return {}
+
 
 def instance_uuid(text: object) -> str:
     """A UUID as it goes into file names and tables. :raises AgentRefused: it is none."""

@@ -22,11 +22,13 @@ class Route:
     :param control_uri: the destination's libvirt, as seen from the source host.
     :param migrate_uri: where QEMU connects; ``unix://PATH`` for a relay, None for libvirt's choice.
     :param postcopy: switch at once; otherwise plain pre-copy.
+    :param monitored: XML of the domain at its destination; None: as it is here.
     """
 
     control_uri: str
     migrate_uri: str | None = None
     postcopy: bool = True
+    monitored: str | None = None
 
     def flags(self) -> int:
         flags: int = (
@@ -41,6 +43,8 @@ class Route:
         parameters: dict[str, str | int] = {}
         if self.migrate_uri:
             parameters[libvirt.VIR_MIGRATE_PARAM_URI] = self.migrate_uri
+        if self.monitored:
+            parameters[libvirt.VIR_MIGRATE_PARAM_DEST_XML] = self.monitored
         return parameters
 
 

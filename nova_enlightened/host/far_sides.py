@@ -36,6 +36,9 @@ class HostCalls(Protocol):
     def start_destination_relay(self, host: str, spec: str) -> dict[str, Any]:
         """Where it listens."""
 
+    def recover_arrival(self, host: str, instance: str, migration: str) -> dict[str, Any]:
+        """Have QEMU listen again."""
+
 
 class AgentFarSide:
     """The agent of the destination.
@@ -75,6 +78,10 @@ class AgentFarSide:
             return leaving.Peer(self._name, str(said["link_host"]), int(said["link_port"]))
         except (KeyError, TypeError, ValueError) as error:
             raise exception.AgentRefused(f"{self._host} answers nonsense: {error!r}") from error
+
+    def listen_again(self, departure: Departure, migration: str) -> None:
+        """Ask for it."""
+        self._calls.recover_arrival(self._host, departure.instance, migration)
 
 
 def there(said: Mapping[str, Any]) -> There:
@@ -120,6 +127,10 @@ class CommandFarSide:
     def start_relay(self, spec: RelaySpec) -> leaving.Peer:
         """Start one."""
         return leaving.Peer(self.name, self.address, self.start(spec))
+
+    def listen_again(self, departure: Departure, migration: str) -> None:
+        """Ask for it."""
+        self._run("recover", self.top, departure.instance, migration)
 
     def _carrier(self, migration: str | None) -> Carrier:
         try:

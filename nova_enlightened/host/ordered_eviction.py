@@ -20,7 +20,7 @@ import libvirt
 from oslo_config import cfg
 
 from nova_enlightened import exception
-from nova_enlightened.host import departure, hint_sources, relays
+from nova_enlightened.host import departure, hint_sources, relays, spare_monitor
 from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.eviction import Eviction, EvictionTimes, Route
 from nova_enlightened.host.far_sides import CommandFarSide
@@ -215,7 +215,8 @@ class OrderedEviction:
             self._tell("switch to post-copy ordered")
             following.start()
 
-        eviction = Eviction(self._domain, Route(self._control_uri, uri), on_switch=switched)
+        route = Route(self._control_uri, uri, monitored=self._monitored(source))
+        eviction = Eviction(self._domain, route, on_switch=switched)
         report.times = eviction.times
         try:
             eviction.run()
@@ -241,6 +242,18 @@ class OrderedEviction:
             self._conf.run_directory,
             lambda record: self._tell(f"resuming, attempt {record.attempts}"),
         )
+
+    def _monitored(self, source: relays.RunningRelay | None) -> str | None:
+        """The domain with a second monitor at its destination; None to have it as it is."""
+        if source is None:
+            return None
+        path = departure.monitor_path(self._conf.run_directory, self._uuid)
+        try:
+            xml = self._domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+            return spare_monitor.with_monitor(xml, path)
+        except (exception.HintError, libvirt.libvirtError) as error:
+            self._tell(f"no second monitor: {error}")
+            return None
 
     def _outcome(self, following: "_Following", error: exception.LibvirtError) -> None:
         """Wait for how it ends, which libvirt's error does not tell.
@@ -283,7 +296,7 @@ class OrderedEviction:
     def _start_relays(self, known: GuestKnowledge | None) -> relays.RunningRelay:
         """Also where there is nothing to order by: their link outlives a network that fails."""
         there = departure.destination_spec(
-            self._conf, str(uuid.uuid4()), self._own_name, self._peer.address
+            self._conf, str(uuid.uuid4()), self._own_name, self._peer.address, self._uuid
         )
         port = self._peer.start_relay(there)
         peer = departure.Peer(self._peer.name, self._peer.address, port)

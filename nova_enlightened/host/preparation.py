@@ -12,11 +12,12 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from nova_enlightened import exception
 from nova_enlightened.host import departure, relays
 from nova_enlightened.host.armed import ArmedGuests
+from nova_enlightened.host.far_sides import HostCalls
 from nova_enlightened.host.hint_sources import HintSource, HintTarget, open_first
 from nova_enlightened.host.orders import KeptOrders
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
@@ -35,22 +36,6 @@ LINKED_S: Final = 3.0
 """How long two relays may take to reach each other."""
 ENDED_S: Final = 1.0
 KIB: Final = 1024
-
-
-class HostCalls(Protocol):
-    """What is asked of the destination's agent, see ``rpc.HostAPI``."""
-
-    def describe(self, host: str) -> dict[str, Any]:
-        """What it can."""
-
-    def start_destination_relay(self, host: str, spec: str) -> dict[str, Any]:
-        """Where its relay listens."""
-
-    def arrival(self, host: str, instance: str, migration: str | None) -> dict[str, Any]:
-        """How a domain and its relay stand there."""
-
-    def end_arrival(self, host: str, migration: str) -> dict[str, Any]:
-        """End its relay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +162,11 @@ class Preparation:
         LOG.info("%s: %d samples of its memory by %s", instance, known.samples, known.source)
         migration = str(uuid.uuid4())
         there = departure.destination_spec(
-            self._options, migration, self._own_name, str(peer.get("link_host", ""))
+            self._options,
+            migration,
+            self._own_name,
+            str(peer.get("link_host", "")),
+            instance if peer.get("monitors_arrivals") is True else None,
         )
         started = self._pool.submit(
             self._calls.start_destination_relay, destination, there.to_json()

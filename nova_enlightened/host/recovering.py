@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recovery of one migration: looks at both hosts, and takes the steps that are decided on.
 
-Resuming asks the destination for a fresh relay, starts one here, and has libvirt resume QEMU's
-stream through the two (``VIR_MIGRATE_POSTCOPY_RESUME``). libvirt refuses unless QEMU waits paused
-on both hosts, so an attempt that comes too early costs nothing but itself.
+Resuming asks the destination for a fresh relay, starts one here, and has QEMU's stream resumed
+through the two: by QEMU itself where its second monitor at the destination answers, else by libvirt
+(``VIR_MIGRATE_POSTCOPY_RESUME``). Either refuses unless QEMU waits paused on both hosts, so an
+attempt that comes too early costs nothing but itself.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import libvirt
 
 from nova_enlightened import exception
 from nova_enlightened.host import departure as leaving
-from nova_enlightened.host import recovery, relays, standing
+from nova_enlightened.host import recovery, relays, resuming, standing
 from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.recovery import Carrier, Decision, Seen, State, Step
 from nova_enlightened.transfer.spec import RelaySpec
@@ -75,6 +76,9 @@ class FarSide(Protocol):
 
     def spec(self, migration: str) -> RelaySpec:
         """What a fresh one is asked to be."""
+
+    def listen_again(self, departure: Departure, migration: str) -> None:
+        """Have QEMU listen for a fresh relay, past a main loop that waits for a page."""
 
 
 class Recovery:
@@ -262,15 +266,31 @@ class Recovery:
             LOG.warning("%s: %s", self.departure.instance, self.trouble)
             relays.end(relay.spec, GONE_S, relay.pid)
             return
-        where = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{relay.spec.socket}"}
         try:
-            self._lookup().migrateToURI3(self.departure.control_uri, where, RESUME_FLAGS)
+            if self._listens_again(relay.spec):
+                resuming.resume(self._lookup(), relay.spec.socket)
+                LOG.info("%s: QEMU goes on, beside libvirt", self.departure.instance)
+            else:
+                where = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{relay.spec.socket}"}
+                self._lookup().migrateToURI3(self.departure.control_uri, where, RESUME_FLAGS)
+                LOG.info("%s: libvirt has resumed it to its end", self.departure.instance)
             self.trouble = ""
-            LOG.info("%s: libvirt has resumed it to its end", self.departure.instance)
-        except libvirt.libvirtError as error:
+        except (libvirt.libvirtError, exception.LibvirtError) as error:
             # QEMU may have resumed all the same: whether it came to the relay shows there.
             self.trouble = str(error)
-            LOG.warning("%s: libvirt does not resume: %s", self.departure.instance, error)
+            LOG.warning("%s: it does not resume: %s", self.departure.instance, error)
+
+    def _listens_again(self, spec: RelaySpec) -> bool:
+        """Whether QEMU at the destination could be told so out of band.
+
+        Where its main loop waits for a page, libvirt would wait for it for ever.
+        """
+        try:
+            self._far.listen_again(self.departure, spec.migration)
+        except exception.EnlightenedError as error:
+            LOG.info("%s is resumed by libvirt: %s", self.departure.instance, error)
+            return False
+        return True
 
     def _later(self) -> None:
         self._not_before = self._clock() + recovery.pause_after(self.departure.attempts)

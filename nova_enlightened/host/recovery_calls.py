@@ -9,8 +9,8 @@ import libvirt
 from oslo_config import cfg
 
 from nova_enlightened import exception
+from nova_enlightened.host import arrival_monitor, far_sides, relays, standing
 from nova_enlightened.host import departure as leaving
-from nova_enlightened.host import far_sides, relays, standing
 from nova_enlightened.host.departures import Departure, Departures
 from nova_enlightened.host.recoveries import Recoveries
 from nova_enlightened.host.recovering import GONE_S, Recovery
@@ -126,6 +126,14 @@ class RecoveryCalls:
         if spec is not None:
             LOG.warning("Relay of migration %s is ended: that of its source is gone", migration)
             relays.end(spec, GONE_S)
+
+    def recover_arrival(self, instance: str, migration: str) -> None:
+        """Have QEMU of one listen again where a relay connects.
+
+        :raises RelayError: it cannot be told so out of band.
+        """
+        monitor = leaving.monitor_path(self._top, instance)
+        arrival_monitor.recover(monitor, f"unix:{leaving.Places(self._top, migration).socket}")
 
     # -- parts ------------------------------------------------------------------------------
 

@@ -40,10 +40,11 @@ from nova_enlightened.host.arrivals import Arrivals
 from nova_enlightened.host.collectors import reading as readings
 from nova_enlightened.host.connection import Connection, translated
 from nova_enlightened.host.endpoint import HostEndpoint
+from nova_enlightened.host.far_sides import HostCalls
 from nova_enlightened.host.metrics import Metrics
 from nova_enlightened.host.orders import KeptOrders
 from nova_enlightened.host.outbox import Outbox
-from nova_enlightened.host.preparation import Domain, HostCalls, Preparation
+from nova_enlightened.host.preparation import Domain, Preparation
 from nova_enlightened.host.recovery_calls import RecoveryCalls
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
 from nova_enlightened.host.sampling import Identity, Sampler, thresholds
@@ -296,6 +297,7 @@ class Agent:
             "link_host": self._link_host,
             "link_name": self._link_name,
             "link_tls": options.link_tls,
+            "monitors_arrivals": True,
             "run_directory": options.run_directory,
             "default_policy": options.default_policy,
             "level": None if report is None else int(report.level),

@@ -20,9 +20,11 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Final
+from xml.etree import ElementTree
 
 from nova_enlightened import exception
 from nova_enlightened.host.relays import listen_unix
+from nova_enlightened.knowledge import domain_xml
 from nova_enlightened.stream.qmp import Answer, Greeting, QmpClient
 
 LOG = logging.getLogger(__name__)
@@ -42,6 +44,23 @@ def arguments(path: str) -> list[str]:
         "-mon",
         f"chardev={CHARDEV},mode=control",
     ]
+
+
+def with_monitor(xml: str, path: str) -> str:
+    """The same domain with the monitor, unless it has it.
+
+    :param path: of :class:`SpareMonitor`.
+    :raises HintError: not the XML of a domain.
+    """
+    domain = domain_xml.root(xml)
+    line = domain.find(f"{domain_xml.QEMU_NAMESPACE}commandline")
+    if line is None:
+        line = ElementTree.SubElement(domain, f"{domain_xml.QEMU_NAMESPACE}commandline")
+    words = [word.get("value", "") for word in line]
+    if not any(f"id={CHARDEV}," in word for word in words):
+        for word in arguments(path):
+            ElementTree.SubElement(line, f"{domain_xml.QEMU_NAMESPACE}arg", {"value": word})
+    return ElementTree.tostring(domain, "unicode")
 
 
 class SpareMonitor:
@@ -93,6 +112,12 @@ class SpareMonitor:
         if connection is None:
             raise exception.MonitorSilent(f"{command}: QEMU is not connected to {self.path}")
         return connection.ask(command, seconds, out_of_band, words)
+
+    @property
+    def ready(self) -> bool:
+        """Whether QEMU is connected and takes commands out of band."""
+        with self._changed:
+            return self._ready is not None
 
     @property
     def _ready(self) -> "_Connection | None":

@@ -40,8 +40,12 @@ class ProcessSpec:
         return os.path.join(self.run_directory, "state.json")
 
     def to_json(self) -> str:
-        """All of it, for ``from_json``."""
-        return json.dumps(dataclasses.asdict(self))
+        """For ``from_json``. What is as it would be unsaid is left out: an older peer may not know
+        the word.
+        """
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        said = dataclasses.asdict(self)
+        return json.dumps({word: said[word] for word in said if said[word] != usual[word]})
 
     def save(self, directory: pathlib.Path) -> None:
         """Write to the run directory (as seen from here), readable by the owner only."""

@@ -40,6 +40,8 @@ class RelaySpec(ProcessSpec):
     :param window_floor, window_cap: bounds of the bytes requested and not yet read from QEMU,
         source only.
     :param retain: bytes kept unacknowledged at most, which also bounds relay memory.
+    :param monitor: the unix socket that QEMU connects its second monitor to, destination only;
+        see :mod:`nova_enlightened.host.arrival_monitor`.
     """
 
     role: str
@@ -55,6 +57,7 @@ class RelaySpec(ProcessSpec):
     window_floor: int = RESEQUENCED.floor
     window_cap: int = RESEQUENCED.cap
     retain: int = 8 * 1024 * 1024
+    monitor: str | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

@@ -17,6 +17,7 @@ from nova.virt.libvirt import driver as nova_driver
 from oslo_log import log as logging
 
 from nova_enlightened import conf, exception
+from nova_enlightened.host.departure import monitor_path
 from nova_enlightened.rpc import HostAPI
 from nova_enlightened.virt import decision, obstacles, outcome, permission, records
 from nova_enlightened.virt.channel import GuestChannel
@@ -107,6 +108,7 @@ class EnlightenedLibvirtDriver(
             on_ended=lambda outcome: self._end_eviction(instance, host, made, outcome),
             on_fallback=lambda instead: self._tell(instance, host, dest, instead),
             outcome=lambda: self._outcome(instance, host),
+            monitor=monitor_path(CONF.enlightened.run_directory, instance.uuid),
         )
         moving = migrate_data.migration.uuid
         self._stages[moving] = Stage.UNDER_WAY

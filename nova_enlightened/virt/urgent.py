@@ -8,6 +8,7 @@ import libvirt
 from oslo_log import log as logging
 
 from nova_enlightened import exception
+from nova_enlightened.host import spare_monitor
 from nova_enlightened.host.switch import PostCopySwitch
 from nova_enlightened.virt.decision import Decision, Kind, Reason
 from nova_enlightened.virt.outcome import End, Outcome
@@ -39,6 +40,7 @@ class UrgentGuest:
     :param on_ended: called once with the outcome, when the relays are not needed any more.
     :param on_fallback: called with the decision that takes the place of an ordered one.
     :param outcome: waits for how it ends that libvirt gave up after the switch.
+    :param monitor: where QEMU connects its second monitor at the destination of relays.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class UrgentGuest:
         on_ended: Callable[[str], None],
         on_fallback: Callable[[Decision], None],
         outcome: Callable[[], Outcome],
+        monitor: str,
     ) -> None:
         self._guest = guest
         self._decision = decision
         self._on_order = on_order
         self._on_switch = on_switch
         self._outcome = outcome
+        self._monitor = monitor
         self.end_found: Outcome | None = None
         self._on_ended = on_ended
         self._on_fallback = on_fallback
@@ -114,6 +118,8 @@ class UrgentGuest:
 
     def _migrate(self, destination: str, **arguments: Any) -> None:
         through_relays = arguments.get("migrate_uri") == self._decision.migrate_uri
+        if through_relays and arguments.get("destination_xml"):
+            arguments["destination_xml"] = self._monitored(arguments["destination_xml"])
         self._on_order(destination, self._decision.migration if through_relays else None)
         switch = PostCopySwitch(self._guest._domain, self._accepted)
         switch.start()
@@ -121,6 +127,14 @@ class UrgentGuest:
             self._guest.migrate(destination, **arguments)
         finally:
             switch.end()
+
+    def _monitored(self, xml: str) -> str:
+        """The domain of the destination with a second monitor, or as it was where that fails."""
+        try:
+            return spare_monitor.with_monitor(xml, self._monitor)
+        except exception.HintError as error:
+            LOG.warning("No second monitor for %s: %s", self._guest._domain.name(), error)
+            return xml
 
     def _accepted(self) -> None:
         if not self._switched:

@@ -9,7 +9,7 @@ import libvirt
 import pytest
 
 from nova_enlightened import exception
-from nova_enlightened.host import recovering, relays
+from nova_enlightened.host import recovering, relays, resuming
 from nova_enlightened.host.departure import Peer
 from nova_enlightened.host.departures import Departure, Departures
 from nova_enlightened.host.recoveries import Recoveries
@@ -48,6 +48,8 @@ class Scene:
         self.started: list[str] = []
         self.undefined = 0
         self.refuses = False
+        self.listens = False
+        self.resumed: list[str] = []
         self.unreachable = False
         self.looked = 0
         self.called = threading.Event()
@@ -55,6 +57,7 @@ class Scene:
         monkeypatch.setattr(relays, "specification", lambda top, migration, role: spec(migration))
         monkeypatch.setattr(relays, "carrier", lambda spec: (self.relay_here, self.status))
         monkeypatch.setattr(relays, "linked", lambda relay, patience: None)
+        monkeypatch.setattr(resuming, "resume", self.resume)
         monkeypatch.setattr(relays, "end", lambda spec, patience, pid=0: self.ended.append("here"))
         self.one = self.recovery(DEPARTURE)
 
@@ -117,6 +120,14 @@ class Scene:
     def spec(self, migration: str) -> RelaySpec:
         return spec(migration)
 
+    def listen_again(self, departure: Departure, migration: str) -> None:
+        if not self.listens:
+            raise exception.RelayGone("no second monitor")
+
+    def resume(self, domain: Any, path: str) -> None:
+        self.resumed.append(path)
+        self.called.set()
+
 
 def spec(migration: str) -> RelaySpec:
     return RelaySpec(
@@ -145,6 +156,14 @@ def test_it_is_resumed_through_fresh_relays_with_a_secret_of_their_own(scene: Sc
     assert flags & libvirt.VIR_MIGRATE_POSTCOPY_RESUME
     assert scene.started != [OLD]
     assert scene.one.departure.migration == scene.started[0]
+
+
+def test_a_destination_that_listens_again_is_resumed_past_libvirt(scene: Scene) -> None:
+    scene.listens = True
+    scene.turns(1)
+    assert scene.called.wait(10)
+    assert scene.resumed == [spec("any").socket]
+    assert not scene.calls
 
 
 def test_each_attempt_is_on_record_before_anybody_is_asked(scene: Scene) -> None:

@@ -9,6 +9,7 @@ import libvirt
 import pytest
 
 from nova_enlightened import exception
+from nova_enlightened.host import spare_monitor
 from nova_enlightened.virt.decision import Decision, Kind, Reason
 from nova_enlightened.virt.outcome import End, Outcome
 from nova_enlightened.virt.urgent import UrgentGuest, urgent_flags
@@ -17,6 +18,7 @@ ORDERED = Decision(Kind.ORDERED, Reason.WANTED, "an order", "unix:///run/x.sock"
 POSTCOPY = Decision(Kind.POSTCOPY, Reason.NO_ORDER, "no relay there")
 FLAGS = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER
 TIMEOUT_S = 10.0
+MONITOR = "/run/none/vm-qmp.sock"
 
 
 class Failure(libvirt.libvirtError):  # type: ignore[misc]
@@ -102,6 +104,7 @@ class Story:
             on_ended=self.told.append,
             on_fallback=lambda made: self.told.append(made.reason.value),
             outcome=lambda: Outcome(end, "as told"),
+            monitor=MONITOR,
         )
 
     def run(self, **arguments: Any) -> None:
@@ -127,7 +130,7 @@ def test_an_ordered_migration_goes_through_the_relays_and_is_switched() -> None:
         "migrate_uri": "unix:///run/x.sock",
         "flags": FLAGS | libvirt.VIR_MIGRATE_POSTCOPY,
         "migrate_disks": [],
-        "destination_xml": "<domain/>",
+        "destination_xml": spare_monitor.with_monitor("<domain/>", MONITOR),
         "bandwidth": 7,
     }
 
@@ -137,6 +140,7 @@ def test_post_copy_in_qemus_order_keeps_novas_channel_and_its_encryption() -> No
     story.run()
     (call,) = story.guest.calls
     assert call["migrate_uri"] == "tcp://there"
+    assert call["destination_xml"] == "<domain/>"
     assert call["flags"] & libvirt.VIR_MIGRATE_TLS
     assert call["flags"] & libvirt.VIR_MIGRATE_POSTCOPY
 

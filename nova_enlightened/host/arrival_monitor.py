@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the second monitor of a VM that arrives, while relays come and go.
+
+A relay may be lost at a moment when QEMU's main loop waits for a page, and libvirt's monitor with
+it (see :mod:`.spare_monitor`). So the destination's relay leaves a process behind, a fork of itself
+that does nothing while all is well: QEMU connects its second monitor there, and whoever resumes the
+migration has QEMU listen again through it.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import selectors
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from nova_enlightened import exception
+from nova_enlightened.host.spare_monitor import SpareMonitor
+from nova_enlightened.transfer import control
+from nova_enlightened.transfer.control import ControlServer
+from nova_enlightened.transfer.spec import RelaySpec
+
+LOG = logging.getLogger(__name__)
+
+PAUSE_S: Final = 4.0
+"""How long QEMU may take to notice that its stream has ended: less than an asker waits."""
+LOOK_S: Final = 0.2
+STATUS_S: Final = 5.0
+"""Between two questions whether the migration has ended, once the relay is gone."""
+ALONE_S: Final = 10.0
+"""Without relay and QEMU there is nothing to wait for."""
+_COMPLETE: Final = b"\1"
+
+
+def beside(spec: RelaySpec) -> Callable[[], None]:
+    """Have such a process beside this one, which is about to be the destination's relay.
+
+    To be called before there are threads.
+
+    :returns: to be called when the last page has crossed: it is not needed any more.
+    """
+    if spec.monitor is None:
+        return lambda: None
+    with contextlib.suppress(exception.RelayError):
+        control.ask(control_path(spec.monitor), "end")  # of an earlier arrival
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork():
+        os.close(reader)
+        return lambda: _tell(writer)
+    status = 1
+    try:
+        os.closerange(3, reader)
+        os.closerange(reader + 1, _most_descriptors())
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ArrivalMonitor(spec.monitor, spec.socket, reader).run()
+        status = 0
+    except BaseException:  # it must not return into what is the relay's
+        LOG.exception("The second monitor of %s ends", spec.monitor)
+    finally:
+        os._exit(status)
+
+
+def recover(monitor: str, uri: str) -> None:
+    """Have the QEMU that is connected there listen for its migration stream again.
+
+    :param monitor: ``RelaySpec.monitor``.
+    :raises RelayGone: there is no such process.
+    :raises RelayError: QEMU is not connected to it, does not answer, or declines.
+    """
+    control.ask(control_path(monitor), "recover", uri=uri)
+
+
+def control_path(monitor: str) -> str:
+    """Where the process is asked."""
+    return str(pathlib.Path(monitor).with_suffix(".control"))
+
+
+def _tell(writer: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(writer, _COMPLETE)
+
+
+def _most_descriptors() -> int:
+    return int(os.sysconf("SC_OPEN_MAX"))
+
+
+class ArrivalMonitor:
+    """The process.
+
+    :param path: where QEMU connects its second monitor.
+    :param socket: where it listens for its stream: a file of its own, which tells who it is.
+    :param relay: end of a pipe that the relay holds.
+    """
+
+    def __init__(
+        self, path: str, socket: str, relay: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._path = pathlib.Path(path)
+        self._socket = socket
+        self._relay = relay
+        self._clock = clock
+        self._selector = selectors.DefaultSelector()
+        self._monitor = SpareMonitor(self._path)
+        self._control = ControlServer(control_path(path), self._calls(), self._selector)
+        self._admitted = False
+        self._ended = False
+        self._alone_since: float | None = None
+        self._asked_at = 0.0
+        self._asking: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Until the migration has ended, or the VM has. Raises OSError."""
+        self._monitor.open()
+        self._control.open()
+        self._selector.register(self._relay, selectors.EVENT_READ, self._hear_relay)
+        try:
+            while not self._ended:
+                for key, events in self._selector.select(LOOK_S if self._looks else None):
+                    key.data(events)
+                self._admit()
+                self._look(self._clock())
+        finally:
+            self._control.close()
+            self._monitor.close()
+            self._selector.close()
+
+    @property
+    def _looks(self) -> bool:
+        return not self._admitted or self._alone_since is not None
+
+    def _hear_relay(self, _events: int) -> None:
+        self._selector.unregister(self._relay)
+        self._ended = os.read(self._relay, 1) == _COMPLETE
+        self._alone_since = self._asked_at = self._clock()
+
+    def _admit(self) -> None:
+        """Let QEMU connect, and nobody else."""
+        if self._admitted:
+            return
+        try:
+            qemu = os.stat(self._socket)
+        except FileNotFoundError:
+            return
+        self._admitted = True
+        try:
+            os.chown(self._path, qemu.st_uid, qemu.st_gid)
+        except OSError as error:
+            LOG.warning("QEMU cannot connect to %s: %s", self._path, error)
+
+    def _look(self, now: float) -> None:
+        if self._alone_since is None:
+            return
+        if not self._monitor.ready:
+            self._ended |= now - self._alone_since > ALONE_S
+            return
+        self._alone_since = now
+        waits = self._asking is not None and self._asking.is_alive()
+        if now - self._asked_at > STATUS_S and not waits:
+            self._asked_at = now
+            self._asking = threading.Thread(target=self._ask, name="status", daemon=True)
+            self._asking.start()
+
+    def _ask(self) -> None:
+        """Whether the migration has ended: QEMU says when it waits for no page."""
+        with contextlib.suppress(exception.EnlightenedError):
+            told = self._monitor.ask("query-migrate", STATUS_S, out_of_band=False)
+            self._ended |= isinstance(told, dict) and told.get("status") == "completed"
+
+    def _calls(self) -> dict[str, Any]:
+        return {"recover": self._recover, "end": self._end}
+
+    def _end(self) -> dict[str, Any]:
+        self._ended = True
+        return {}
+
+    def _recover(self, uri: str) -> dict[str, Any]:
+        deadline = self._clock() + PAUSE_S
+        while True:
+            try:
+                self._monitor.ask("migrate-recover", max(LOOK_S, deadline - self._clock()), uri=uri)
+            except exception.MonitorSilent:
+                raise
+            except exception.StreamingError as error:
+                if self._clock() > deadline:
+                    raise
+                LOG.debug("Not yet: %s", error)
+            else:
+                LOG.info("QEMU listens again, at %s", uri)
+                return {}
+            time.sleep(LOOK_S)  # no event tells of the pause out of band
