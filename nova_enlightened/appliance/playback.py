@@ -184,13 +184,10 @@ class Playback:
 
     # -- what to ask for ----------------------------------------------------------------------
 
-    def next(self, now: float, *, urgent_only: bool = False, busy: bool = False) -> Fetch | None:
+    def next(self, now: float, *, urgent_only: bool = False) -> Fetch | None:
         """What to ask the store for now; it counts as under way until `arrived` or `failed`.
 
         :param urgent_only: only what a guest waits for; for connections kept free for that.
-        :param busy: the guest has waited for something lately. What a cache on this host brings
-            costs no bandwidth that would be lost otherwise, but CPU that answers are made with:
-            nothing that is in no plan is fetched from there meanwhile.
         :returns: None when there is nothing (left) to ask for, or the window is full. What a
             guest waits for does not mind the window.
         """
@@ -202,8 +199,7 @@ class Playback:
             return None
         chunks = self._from_queue(self._near) or self._from_queue(self._again)
         if chunks is None:
-            tail = not (busy and self._window is self._cache)
-            chunks = self._order.next(self._window.fetch_limit, tail=tail)
+            chunks = self._order.next(self._window.fetch_limit)
         return None if chunks is None else self._ask(*chunks, now, urgent=False)
 
     def _from_demands(self) -> tuple[int, int] | None:

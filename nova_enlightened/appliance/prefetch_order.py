@@ -26,12 +26,12 @@ class PrefetchOrder:
         self._layers = layers
         self._holdings = holdings
         self._plan = plan
-        self._chunks, self._planned = self._ordered(tail)
+        self._chunks = self._ordered(tail)
         self._cursor = 0
         self._by_place: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]] | None = None
 
-    def _ordered(self, tail: bool) -> tuple[npt.NDArray[np.uint32], int]:
-        """Each chunk once, where it is wanted first; and how many of them are the plan's."""
+    def _ordered(self, tail: bool) -> npt.NDArray[np.uint32]:
+        """Each chunk once, where it is wanted first."""
         parts = [np.empty(0, np.uint32)]
         if self._plan is not None:
             homes = self._holdings.home[self._plan.order]
@@ -43,19 +43,15 @@ class PrefetchOrder:
         # Of several assignments to an index the last stays: from the back, the first.
         firsts[chunks[::-1]] = np.arange(chunks.size - 1, -1, -1)
         once: npt.NDArray[np.bool_] = np.equal(firsts[chunks], np.arange(chunks.size))
-        planned = sum(part.size for part in parts[: len(parts) - tail])
-        return np.extract(once, chunks), int(np.count_nonzero(once[:planned]))
+        return np.extract(once, chunks)
 
-    def next(self, limit: int, *, tail: bool = True) -> tuple[int, int] | None:
+    def next(self, limit: int) -> tuple[int, int] | None:
         """The chunks to fetch next, as (first, end): back to back, and `limit` bytes at most,
         or a single one. None at the end.
-
-        :param tail: whether any of the tail is to be fetched now.
         """
         look = LOOK
-        end = self._chunks.size if tail else self._planned
-        while self._cursor < end:
-            chunks = self._chunks[self._cursor : min(self._cursor + look, end)]
+        while self._cursor < self._chunks.size:
+            chunks = self._chunks[self._cursor : self._cursor + look]
             wanted = (self._holdings.state[chunks] == IDLE) & (self._holdings.needed[chunks] > 0)
             at = int(wanted.argmax())
             if wanted[at]:

@@ -29,10 +29,6 @@ QUEUE: Final = 4 << 20
 """Bytes of pages queued for a QEMU that takes them: beyond that nothing more is prefetched."""
 BUFFER: Final = 256 << 20
 """The same while QEMU is not connected."""
-QUIET_S: Final = 0.25
-"""A guest that has waited for nothing for so long does without what answers are made with."""
-MOST_BUSY_S: Final = 20.0
-"""How long a guest that goes on waiting may keep back what nobody asks for and no plan names."""
 
 
 class Feed:
@@ -68,7 +64,6 @@ class Feed:
         """That came from the store."""
         self.bytes_cached = 0
         """That came from this host's cache."""
-        self._serving_since: float | None = None
         self.fatal: str | None = None
         """Why the VM cannot be started, if something failed before it was."""
 
@@ -143,9 +138,6 @@ class Feed:
     def pump(self, now: float, *, serving: bool) -> None:
         """Hand out what is to be fetched now. :param serving: QEMU takes pages."""
         limit = QUEUE if serving else BUFFER
-        if serving and self._serving_since is None:
-            self._serving_since = now
-        busy = self._busy(now)
         for fetch in self._retries.due(now):
             if (fetch.layer, fetch.chunks[0]) in self._again:
                 self._fetchers.submit(fetch)
@@ -153,16 +145,10 @@ class Feed:
                 self._failed(fetch, now)
         while True:
             urgent_only = self._memory is not None and self._memory.backlog >= limit
-            wanted = self.playback.next(now, urgent_only=urgent_only, busy=busy)
+            wanted = self.playback.next(now, urgent_only=urgent_only)
             if wanted is None:
                 return
             self._fetchers.submit(wanted)
-
-    def _busy(self, now: float) -> bool:
-        if self._memory is None or self._serving_since is None:
-            return False
-        lately = now - max(self._memory.faulted_at, self._serving_since) < QUIET_S
-        return lately and now - self._serving_since < MOST_BUSY_S
 
     # -- come -------------------------------------------------------------------------------
 

@@ -105,8 +105,7 @@ class Memory:
         self._bitmaps: set[str] = set()
         self._buffer = memoryview(bytearray(READ_SIZE))
         self._left = int(np.count_nonzero(~zero))
-        self.faulted_at = 0.0
-        """When QEMU last asked for a page (monotonic)."""
+        self._faulted_at = 0.0
         self._buffer_size = 0
         self.step = Step.CLOSED
         self.socket: QemuSocket | None = None
@@ -163,7 +162,7 @@ class Memory:
         turn of QEMU and of this process is waited for, and should be worth it. But what the
         guest asks for is behind it, so it is little for a while after each fault.
         """
-        wanted = SMALL_BUFFER if now - self.faulted_at < CALM_S else LARGE_BUFFER
+        wanted = SMALL_BUFFER if now - self._faulted_at < CALM_S else LARGE_BUFFER
         if wanted == self._buffer_size or self.socket is None:
             return
         self._buffer_size = wanted
@@ -324,7 +323,7 @@ class Memory:
         self._faulted(range(first, first + event.length // TARGET_PAGE))
 
     def _faulted(self, places: range) -> None:
-        now = self.faulted_at = time.monotonic()
+        now = self._faulted_at = time.monotonic()
         self.faults += 1
         for place in places:
             if self._queued[place]:

@@ -251,26 +251,6 @@ def test_a_host_with_everything_in_its_cache_is_not_held_back_by_the_store():
     assert playback.progress().bandwidth > 10 * slow
 
 
-def test_a_guest_that_waits_keeps_back_from_the_cache_what_no_plan_names():
-    playback = planned()
-    clock = Clock()
-    while (fetch := playback.next(clock(), busy=True)) is not None:
-        playback.arrived(fetch, clock(), cached=True)
-    assert playback.ready == len(ORDER)
-    assert not playback.complete
-    assert playback.fault(301)
-    assert playback.next(clock(), busy=True).urgent
-    assert playback.next(clock()).layer == 1
-
-
-def test_a_guest_that_waits_keeps_nothing_back_from_a_store_far_away():
-    playback = planned()
-    clock = Clock()
-    while (fetch := playback.next(clock(), busy=True)) is not None:
-        playback.arrived(fetch, clock())
-    assert playback.complete
-
-
 # -- never twice ----------------------------------------------------------------------------------
 
 
