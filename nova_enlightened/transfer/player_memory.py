@@ -207,6 +207,8 @@ class Memory:
         if sock is None or self.step is Step.ENDED:
             return
         self._size_buffer(time.monotonic())
+        if sock.backlog:
+            sock.flush()
         while not sock.backlog and self.step in SERVING:
             batch = self._next_batch()
             if batch is None:
@@ -215,8 +217,6 @@ class Memory:
             places, pages = batch
             sock.write(self._encoded(places, pages))
             self._answered(places)
-        if sock.backlog:
-            sock.flush()
 
     def _next_batch(self) -> tuple[Places, Pages | None] | None:
         """At most `BATCH_PAGES` pages of one block."""
