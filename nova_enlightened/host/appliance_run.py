@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Self
 
-from nova_enlightened import exception
+from nova_enlightened import exception, whole_file
 from nova_enlightened.host import clones, players, streaming
 from nova_enlightened.host.connection import translated
 from nova_enlightened.host.players import RunningPlayer
@@ -76,10 +76,7 @@ class Order:
 
     def save(self, directory: str) -> None:
         """Keep it in a player's run directory. Raises OSError."""
-        path = pathlib.Path(directory, ORDER)
-        draft = path.with_suffix(".new")
-        draft.write_text(json.dumps(dataclasses.asdict(self)))
-        draft.replace(path)
+        whole_file.write(pathlib.Path(directory, ORDER), json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def load(cls, directory: str) -> Self:

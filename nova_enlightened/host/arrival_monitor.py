@@ -30,10 +30,14 @@ LOG = logging.getLogger(__name__)
 PAUSE_S: Final = 4.0
 """How long QEMU may take to notice that its stream has ended: less than an asker waits."""
 LOOK_S: Final = 0.2
-STATUS_S: Final = 5.0
+STATUS_S: Final = 2.0
 """Between two questions whether the migration has ended, once the relay is gone."""
-ALONE_S: Final = 10.0
-"""Without relay and QEMU there is nothing to wait for."""
+PATIENCE_S: Final = 86400.0
+"""For the answer. QEMU keeps eight questions for its main loop, and with so many it hears nothing
+more, out of band either (``monitor/qmp.c``): the next is asked when this one is answered.
+"""
+ALONE_S: Final = 5.0
+"""Without relay and QEMU there is nothing to wait for; QEMU looks for somebody more often."""
 _COMPLETE: Final = b"\1"
 
 
@@ -46,8 +50,7 @@ def beside(spec: RelaySpec) -> Callable[[], None]:
     """
     if spec.monitor is None:
         return lambda: None
-    with contextlib.suppress(exception.RelayError):
-        control.ask(control_path(spec.monitor), "end")  # of an earlier arrival
+    _end_former(spec.monitor)
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -80,6 +83,16 @@ def recover(monitor: str, uri: str) -> None:
 def control_path(monitor: str) -> str:
     """Where the process is asked."""
     return str(pathlib.Path(monitor).with_suffix(".control"))
+
+
+def _end_former(monitor: str) -> None:
+    """End that of an earlier arrival of the VM, and wait until its sockets are gone."""
+    path = control_path(monitor)
+    with contextlib.suppress(exception.RelayError):
+        control.ask(path, "end")
+        deadline = time.monotonic() + LOOK_S * 10
+        while os.path.exists(path) and time.monotonic() < deadline:
+            time.sleep(LOOK_S / 20)
 
 
 def _tell(writer: int) -> None:
@@ -127,8 +140,8 @@ class ArrivalMonitor:
                 self._admit()
                 self._look(self._clock())
         finally:
-            self._control.close()
             self._monitor.close()
+            self._control.close()  # the last to go: see _end_former
             self._selector.close()
 
     @property
@@ -170,7 +183,7 @@ class ArrivalMonitor:
     def _ask(self) -> None:
         """Whether the migration has ended: QEMU says when it waits for no page."""
         with contextlib.suppress(exception.EnlightenedError):
-            told = self._monitor.ask("query-migrate", STATUS_S, out_of_band=False)
+            told = self._monitor.ask("query-migrate", PATIENCE_S, out_of_band=False)
             self._ended |= isinstance(told, dict) and told.get("status") == "completed"
 
     def _calls(self) -> dict[str, Any]:

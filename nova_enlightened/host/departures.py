@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Final, Self
 
-from nova_enlightened import exception
+from nova_enlightened import exception, whole_file
 
 LOG = logging.getLogger(__name__)
 
@@ -63,12 +63,9 @@ class Departures:
 
     def keep(self, departure: Departure) -> None:
         """Write it, in one piece. :raises RelayError: it cannot be written."""
-        path = self._path(departure.instance)
-        draft = path.with_suffix(".new")
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            draft.write_text(departure.to_json())
-            draft.replace(path)
+            whole_file.write(self._path(departure.instance), departure.to_json())
         except OSError as error:
             raise exception.RelayError(f"record of a departure: {error}") from error
 

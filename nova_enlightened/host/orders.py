@@ -9,14 +9,13 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import pathlib
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final, Self
 
-from nova_enlightened import exception
+from nova_enlightened import exception, whole_file
 
 LOG = logging.getLogger(__name__)
 
@@ -158,9 +157,7 @@ class KeptOrders:
             return self._table.standing(self._clock())
 
     def _save(self) -> None:
-        draft = self._path.with_suffix(".new")
         try:
-            draft.write_text(json.dumps(self._table.to_dict()))
-            os.replace(draft, self._path)
+            whole_file.write(self._path, json.dumps(self._table.to_dict()))
         except OSError as error:
             LOG.warning("Urgent orders would not outlive this process: %s", error)

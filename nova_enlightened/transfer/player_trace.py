@@ -3,11 +3,10 @@
 
 import json
 import logging
-import os
 import pathlib
 from typing import Final
 
-from nova_enlightened import exception
+from nova_enlightened import exception, whole_file
 from nova_enlightened.appliance.trace import Trace, TraceRecorder
 
 LOG = logging.getLogger(__name__)
@@ -79,11 +78,8 @@ class KeptTrace:
 
     def save(self, now: float) -> None:
         """Write the file. A failure is logged: the guest's run matters more."""
-        draft = self.path + ".new"
         try:
-            with open(draft, "wb") as file:
-                file.write(self._recorder.trace(self._microseconds(now)).encode())
-            os.replace(draft, self.path)
+            whole_file.write(self.path, self._recorder.trace(self._microseconds(now)).encode())
             self._saved = len(self._recorder)
         except OSError as error:
             LOG.warning("Trace not written: %s", error)

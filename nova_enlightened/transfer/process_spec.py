@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from nova_enlightened import whole_file
+
 LOG = logging.getLogger(__name__)
 
 
@@ -50,19 +52,11 @@ class ProcessSpec:
     def save(self, directory: pathlib.Path) -> None:
         """Write to the run directory (as seen from here), readable by the owner only."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _replace(directory / os.path.basename(self.path), self.to_json())
+        whole_file.write(directory / os.path.basename(self.path), self.to_json())
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Write what the process is doing; a reader sees the old or the new, whole."""
         try:
-            _replace(pathlib.Path(self.state), json.dumps(state))
+            whole_file.write(self.state, json.dumps(state))
         except OSError as error:
             LOG.warning("State not written: %s", error)
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    draft = path.with_suffix(".new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    draft.replace(path)

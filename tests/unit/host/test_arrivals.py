@@ -54,6 +54,11 @@ def test_what_is_the_senders_own_affair_is_not_taken(tmp_path: pathlib.Path) -> 
     assert (spec.migration, spec.secret) == (sent.migration, sent.secret)
 
 
+def test_the_place_of_a_second_monitor_is_of_this_hosts_making(tmp_path: pathlib.Path) -> None:
+    place = f"{tmp_path}/run/{MIGRATION}-qmp.sock"
+    assert examined(asked(tmp_path, monitor=place), configured(tmp_path)).monitor == place
+
+
 def test_certificates_are_this_hosts(tmp_path: pathlib.Path) -> None:
     conf = configured(
         tmp_path,
@@ -75,6 +80,8 @@ def test_certificates_are_this_hosts(tmp_path: pathlib.Path) -> None:
         ({"migration": 7}, "no UUID"),
         ({"run_directory": "/etc/cron.d"}, "run_directory"),
         ({"socket": "/run/libvirt/libvirt-sock"}, "run_directory"),
+        ({"monitor": "/etc/cron.d/x-qmp.sock"}, "monitor's place"),
+        ({"monitor": 7}, "monitor's place"),
         ({"secret": "zz" * 32}, "hexadecimal"),
         ({"tls": TlsFiles("a", "b", "c", "host\n1")}, "no name of a host"),
         ({"tls": TlsFiles("a", "b", "c", "host1")}, "link_tls"),

@@ -16,6 +16,7 @@ from nova_enlightened.host.orders import KeptOrders
 from nova_enlightened.host.preparation import Answer
 
 A = "6a8c3ba0-3a1c-4b0e-9a3e-1f2d3c4b5a69"
+B = "7f1d0a54-7a0b-4c07-9a6e-6a52a9a3c7de"
 
 
 class Scene:
@@ -24,6 +25,7 @@ class Scene:
         self.ended: list[tuple[str, str]] = []
         self.forgotten: list[tuple[object, ...]] = []
         self.followed: list[Departure] = []
+        self.recovered: list[tuple[str, str]] = []
         self.metrics = Metrics()
         self.orders = KeptOrders(str(tmp_path / "orders.json"), lambda: 100.0)
         self.answer = Answer(True, False, "why")
@@ -36,7 +38,9 @@ class Scene:
             types.SimpleNamespace(end=self.end),  # type: ignore[arg-type]
             self.metrics,
             types.SimpleNamespace(  # type: ignore[arg-type]
-                follow=self.followed.append, ended=lambda *told: self.forgotten.append(told)
+                follow=self.followed.append,
+                ended=lambda *told: self.forgotten.append(told),
+                recover_arrival=lambda *asked: self.recovered.append(asked),
             ),
         )
 
@@ -126,3 +130,11 @@ def test_what_is_to_be_followed_is_named_by_uuids_only(scene: Scene) -> None:
 def test_what_has_ended_is_followed_no_more(scene: Scene) -> None:
     scene.ask("end_eviction", migration=A, outcome="completed")
     assert scene.forgotten == [(A, True)]
+
+
+def test_qemu_of_a_vm_that_arrives_is_told_to_listen_again(tmp_path: pathlib.Path) -> None:
+    scene = Scene(tmp_path)
+    scene.ask("recover_arrival", instance=A, migration=B)
+    assert scene.recovered == [(A, B)]
+    with pytest.raises(exception.AgentRefused, match="no UUID"):
+        scene.ask("recover_arrival", instance=A, migration="../x")

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """QEMU's second monitor, with a QEMU that this test plays."""
 
-import contextlib
-import json
 import pathlib
-import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -15,44 +13,9 @@ from nova_enlightened import exception
 from nova_enlightened.host import spare_monitor, streaming
 from nova_enlightened.host.spare_monitor import SpareMonitor
 from nova_enlightened.transfer.player_spec import PlayerSpec
+from tests.unit.host.fake_monitor import Qemu
 
 WAIT_S = 10.0
-GREETING = {"QMP": {"version": {}, "capabilities": ["oob"]}}
-
-
-class Qemu:
-    """Connects as QEMU does. ``answers``: by command; nothing for what the main loop would do
-    that stands still.
-    """
-
-    def __init__(self, path: pathlib.Path, greeting: Any = None) -> None:
-        self.answers: dict[str, list[dict[str, Any]]] = {"qmp_capabilities": [{"return": {}}]}
-        self.asked: list[dict[str, Any]] = []
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.connect(str(path))
-        self.say(GREETING if greeting is None else greeting)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def say(self, words: dict[str, Any]) -> None:
-        self.socket.sendall(json.dumps(words).encode() + b"\r\n")
-
-    def start(self) -> "Qemu":
-        self._thread.start()
-        return self
-
-    def _run(self) -> None:
-        for line in self.socket.makefile():
-            asked = json.loads(line)
-            self.asked.append(asked)
-            command = asked.get("exec-oob") or asked["execute"]
-            if answers := self.answers.get(command):
-                answer = answers.pop(0) if len(answers) > 1 else answers[0]
-                self.say({**answer, "id": asked["id"]})
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)  # it may have ended already
-        self.socket.close()
 
 
 @pytest.fixture
@@ -134,6 +97,21 @@ def test_its_socket_goes_with_it(tmp_path: pathlib.Path) -> None:
 
 def test_a_comma_in_a_path_is_not_the_end_of_it() -> None:
     assert "path=/a,,b.sock," in spare_monitor.arguments("/a,b.sock")[1]
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        "<domain/>",
+        "<domain><q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        "<q:arg value='-no-hpet'/></q:commandline></domain>",
+    ],
+)
+def test_a_domain_is_given_it_once(xml: str) -> None:
+    once = spare_monitor.with_monitor(xml, "/run/x-qmp.sock")
+    words = [word.get("value") for word in ElementTree.fromstring(once)[0]]
+    assert words[-4:] == spare_monitor.arguments("/run/x-qmp.sock")
+    assert spare_monitor.with_monitor(once, "/run/x-qmp.sock") == once
 
 
 # --- recovery -------------------------------------------------------------------------------------

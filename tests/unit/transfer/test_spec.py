@@ -31,6 +31,12 @@ def test_plaintext_is_written_as_such() -> None:
     assert RelaySpec.from_json(plain.to_json()).tls is None
 
 
+def test_a_peer_that_does_not_know_a_word_is_not_told_it_for_nothing() -> None:
+    assert "monitor" not in SPEC.to_json()
+    monitored = dataclasses.replace(SPEC, monitor="/run/x-qmp.sock")
+    assert RelaySpec.from_json(monitored.to_json()) == monitored
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"tls": null, "surprise": 1}', "null"])
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(exception.ConfigError):

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stream that is resumed past libvirt, at a source that this test plays."""
+
+import json
+import os
+import pathlib
+import socket
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+import pytest
+
+from nova_enlightened import exception
+from nova_enlightened.host import resuming
+
+
+class Source:
+    """``libvirt_qemu`` of one domain: notes what is asked, and declines a command of choice."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, declined: str = "") -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.handed: list[int] = []
+        self._declined = declined
+        monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommandWithFiles", self)
+
+    def __call__(
+        self, domain: Any, words: str, descriptors: list[int], flags: int
+    ) -> tuple[str, list[int]]:
+        asked = json.loads(words)
+        self.asked.append(asked)
+        self.handed += map(os.dup, descriptors)
+        if asked["execute"] == self._declined:
+            return '{"error": {"desc": "not paused"}}', []
+        return '{"return": {}}', []
+
+
+@pytest.fixture
+def listener(tmp_path: pathlib.Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.bind(str(tmp_path / "relay.sock"))
+    made.listen()
+    return made
+
+
+def test_qemu_is_handed_a_connection_to_the_fresh_relay_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
+    source = Source(monkeypatch)
+    resuming.resume(None, listener.getsockname())
+    assert [one["execute"] for one in source.asked] == ["getfd", "migrate"]
+    name = source.asked[0]["arguments"]["fdname"]
+    assert source.asked[1]["arguments"] == {"uri": f"fd:{name}", "resume": True}
+    relay, _ = listener.accept()
+    with relay, listener, socket.socket(fileno=source.handed[0]) as qemu:
+        qemu.sendall(b"x")
+        assert relay.recv(1) == b"x"
+
+
+def test_a_qemu_that_is_not_paused_says_so(
+    monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
+    Source(monkeypatch, declined="migrate")
+    with listener, pytest.raises(exception.LibvirtError, match="not paused"):
+        resuming.resume(None, listener.getsockname())
+
+
+def test_a_relay_that_does_not_listen_is_an_error_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    source = Source(monkeypatch)
+    with pytest.raises(exception.LibvirtError):
+        resuming.resume(None, str(tmp_path / "nobody"))
+    assert not source.asked
+
+
+def test_a_domain_that_is_gone_is_told_as_libvirts(
+    monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
+    def gone(*_: Any) -> None:
+        raise libvirt.libvirtError("no domain")
+
+    monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommandWithFiles", gone)
+    with listener, pytest.raises(exception.LibvirtError, match="no domain"):
+        resuming.resume(None, listener.getsockname())
