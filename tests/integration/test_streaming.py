@@ -285,7 +285,7 @@ def test_a_qemu_that_waits_for_a_page_itself_accepts_another_player(start: Start
     streamed.executing()
     streamed.kill()
     # It reads what nobody brings: its main loop stands still.
-    part = {"val": 128 << 20, "size": 16 << 20, "filename": "/dev/null"}
+    part = {"val": 1 << 20, "size": 159 << 20, "filename": "/dev/null"}
     with pytest.raises(exception.MonitorSilent):
         streamed.monitor.ask("pmemsave", 2.0, out_of_band=False, **part)
     streamed.recovered()

@@ -24,7 +24,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"plan"}),
     frozenset({"appliance"}),
     frozenset({"contention"}),
-    frozenset({"conf", "rpc", "privsep"}),
+    frozenset({"conf", "rpc", "privsep", "whole_file"}),
     frozenset({"transfer"}),
     frozenset({"host"}),
     frozenset({"remediation"}),
