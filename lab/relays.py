@@ -12,6 +12,7 @@ from lab.hosts import Host
 from nova_enlightened.host import relays
 from nova_enlightened.knowledge import stored
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
+from nova_enlightened.transfer import unix_socket
 from nova_enlightened.transfer.spec import RelaySpec, TlsFiles
 
 DIRECTORY = "/run/nova-enlightened"
@@ -81,7 +82,7 @@ def start_pair(
     return RelayPair(
         source=relays.start(
             here,
-            relays.listen_unix(str(source.outside(path))),
+            unix_socket.listen(str(source.outside(path))),
             source.holder.entered([]),
             source.outside,
             source.spare_relay,

@@ -9,7 +9,7 @@ import pathlib
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nova_enlightened import exception
 from nova_enlightened.transfer.spec import RelaySpec
@@ -64,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _spare(told: int) -> int:
+    from nova_enlightened.host import arrival_monitor  # noqa: F401 (to be loaded)
     from nova_enlightened.host.spare_relay import wait_to_be_told
-    from nova_enlightened.transfer import destination, source  # noqa: F401 (to be loaded)
+    from nova_enlightened.transfer import destination, source  # noqa: F401
 
     found = wait_to_be_told(told)
     return 0 if found is None else _run(*found)
@@ -73,14 +74,13 @@ def _spare(told: int) -> int:
 
 def _run(spec_path: str, descriptor: int | None) -> int:
     # Imported here so that "status" and "--help" do not pay for numpy.
-    from nova_enlightened.host import arrival_monitor
     from nova_enlightened.transfer import niceness
     from nova_enlightened.transfer.destination import DestinationRelay
     from nova_enlightened.transfer.source import SourceRelay
 
     niceness.set_niceness(niceness.WAITED_FOR)
     spec = RelaySpec.from_json(pathlib.Path(spec_path).read_text())
-    completed = arrival_monitor.beside(spec)
+    completed = _monitored(spec)
     listener = socket.socket(fileno=descriptor) if descriptor is not None else None
     relay = (SourceRelay if spec.role == "source" else DestinationRelay)(spec, listener)
     signal.signal(signal.SIGTERM, lambda *_: relay.request_stop("stopped by a signal"))
@@ -91,14 +91,24 @@ def _run(spec_path: str, descriptor: int | None) -> int:
     return status
 
 
+def _monitored(spec: RelaySpec) -> Callable[[], None]:
+    """What is to be called once the last page has crossed."""
+    if spec.monitor is None:
+        return lambda: None
+    from nova_enlightened.host import arrival_monitor
+
+    return arrival_monitor.beside(spec.monitor, spec.socket)
+
+
 def _start(config_files: Sequence[str]) -> int:
     from nova_enlightened import conf as options
     from nova_enlightened.host import relays
+    from nova_enlightened.transfer import unix_socket
 
     conf = options.read(config_files)
     spec = relays.for_this_host(RelaySpec.from_json(sys.stdin.read()), conf)
     if spec.role == "source":
-        listener = relays.listen_unix(spec.socket)
+        listener = unix_socket.listen(spec.socket)
     else:
         listener = relays.listen_in_range(conf)
         spec = dataclasses.replace(spec, link_port=listener.getsockname()[1])

@@ -23,7 +23,6 @@ from nova_enlightened import exception
 from nova_enlightened.host.spare_monitor import SpareMonitor
 from nova_enlightened.transfer import control
 from nova_enlightened.transfer.control import ControlServer
-from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
 
@@ -41,16 +40,15 @@ ALONE_S: Final = 5.0
 _COMPLETE: Final = b"\1"
 
 
-def beside(spec: RelaySpec) -> Callable[[], None]:
+def beside(monitor: str, stream: str) -> Callable[[], None]:
     """Have such a process beside this one, which is about to be the destination's relay.
 
     To be called before there are threads.
 
+    :param monitor, stream: ``RelaySpec.monitor`` and ``RelaySpec.socket``.
     :returns: to be called when the last page has crossed: it is not needed any more.
     """
-    if spec.monitor is None:
-        return lambda: None
-    _end_former(spec.monitor)
+    _end_former(monitor)
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -60,12 +58,12 @@ def beside(spec: RelaySpec) -> Callable[[], None]:
     status = 1
     try:
         os.closerange(3, reader)
-        os.closerange(reader + 1, _most_descriptors())
+        os.closerange(reader + 1, os.sysconf("SC_OPEN_MAX"))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        ArrivalMonitor(spec.monitor, spec.socket, reader).run()
+        ArrivalMonitor(monitor, stream, reader).run()
         status = 0
     except BaseException:  # it must not return into what is the relay's
-        LOG.exception("The second monitor of %s ends", spec.monitor)
+        LOG.exception("The second monitor of %s ends", monitor)
     finally:
         os._exit(status)
 
@@ -100,23 +98,19 @@ def _tell(writer: int) -> None:
         os.write(writer, _COMPLETE)
 
 
-def _most_descriptors() -> int:
-    return int(os.sysconf("SC_OPEN_MAX"))
-
-
 class ArrivalMonitor:
     """The process.
 
     :param path: where QEMU connects its second monitor.
-    :param socket: where it listens for its stream: a file of its own, which tells who it is.
+    :param stream: where it listens for its stream: a file of its own, which tells who it is.
     :param relay: end of a pipe that the relay holds.
     """
 
     def __init__(
-        self, path: str, socket: str, relay: int, clock: Callable[[], float] = time.monotonic
+        self, path: str, stream: str, relay: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._path = pathlib.Path(path)
-        self._socket = socket
+        self._stream = stream
         self._relay = relay
         self._clock = clock
         self._selector = selectors.DefaultSelector()
@@ -158,7 +152,7 @@ class ArrivalMonitor:
         if self._admitted:
             return
         try:
-            qemu = os.stat(self._socket)
+            qemu = os.stat(self._stream)
         except FileNotFoundError:
             return
         self._admitted = True

@@ -19,6 +19,7 @@ from nova_enlightened.knowledge import domain_xml, stored
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
 from nova_enlightened.knowledge.layout import MemoryLayout
 from nova_enlightened.stream.guest_channel import PORT_NAME
+from nova_enlightened.transfer import unix_socket
 from nova_enlightened.transfer.spec import RelaySpec
 
 KIB = 1024
@@ -126,7 +127,7 @@ def start_source(
         directory.mkdir(parents=True, mode=0o700)
         file = directory / "knowledge.npz"
         file.write_bytes(stored.dump(known))
-        listener = relays.listen_unix(there.socket)
+        listener = unix_socket.listen(there.socket)
     except OSError as error:
         raise exception.RelayError(f"run directory: {error}") from error
     here = dataclasses.replace(
@@ -153,7 +154,7 @@ def start_carrier(options: Any, there: RelaySpec, peer: Peer) -> relays.RunningR
     directory = pathlib.Path(Places(options.run_directory, there.migration).directory("source"))
     try:
         directory.mkdir(parents=True, mode=0o700)
-        listener = relays.listen_unix(there.socket)
+        listener = unix_socket.listen(there.socket)
     except OSError as error:
         raise exception.RelayError(f"run directory: {error}") from error
     here = dataclasses.replace(

@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from nova_enlightened import exception
-from nova_enlightened.host.relays import listen_unix
-from nova_enlightened.transfer import control
-from nova_enlightened.transfer.player_spec import PlayerSpec
+from nova_enlightened.transfer import control, unix_socket
+from nova_enlightened.transfer.player_spec import DISK_CLIENTS, PlayerSpec
 
 ENTRY: Final = (sys.executable, "-m", "nova_enlightened.cmd.player", "run")
 LOOK_S: Final = 0.05
@@ -138,8 +137,7 @@ def start(spec: PlayerSpec, prefix: Sequence[str] = (), seen: Seen = pathlib.Pat
             output = stack.enter_context(seen(spec.log).open("ab"))
             words, descriptors = [], []
             for target, path in spec.nbd_sockets.items():
-                listener = stack.enter_context(listen_unix(str(seen(path))))
-                listener.listen(16)
+                listener = stack.enter_context(unix_socket.listen(seen(path), DISK_CLIENTS))
                 words += ["--listener", f"{target}={listener.fileno()}"]
                 descriptors.append(listener.fileno())
             process = subprocess.Popen(

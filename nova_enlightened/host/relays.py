@@ -65,17 +65,6 @@ class RunningRelay:
             pass
 
 
-def listen_unix(path: str, mode: int = 0o600) -> socket.socket:
-    """A listening unix socket at `path`, replacing a stale one."""
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    pathlib.Path(path).unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.bind(path)
-    os.chmod(path, mode)
-    sock.listen(4)
-    return sock
-
-
 def listen_link(host: str, port: int) -> socket.socket:
     """A listening TCP socket of the link; port 0 lets the kernel choose."""
     return socket.create_server((host, port), backlog=4)

@@ -23,9 +23,9 @@ from typing import Any, Final
 from xml.etree import ElementTree
 
 from nova_enlightened import exception
-from nova_enlightened.host.relays import listen_unix
 from nova_enlightened.knowledge import domain_xml
 from nova_enlightened.stream.qmp import Answer, Greeting, QmpClient
+from nova_enlightened.transfer import unix_socket
 
 LOG = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class SpareMonitor:
 
     def open(self) -> None:
         """Listen. Raises OSError."""
-        self._listener = listen_unix(str(self.path))
+        self._listener = unix_socket.listen(self.path)
         threading.Thread(target=self._accept, name="monitor", daemon=True).start()
 
     def close(self) -> None:

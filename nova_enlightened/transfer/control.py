@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nova_enlightened import exception
+from nova_enlightened.transfer import unix_socket
 
 MAX_LINE = 64 * 1024
+WAITING = 8
 REPLY_TIMEOUT_S = 5.0
 
 Handler = Callable[..., Mapping[str, Any]]
@@ -33,12 +35,7 @@ class ControlServer:
         self._lines: dict[socket.socket, bytes] = {}
 
     def open(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(self._path)
-        os.chmod(self._path, 0o600)
-        self._listener.listen(8)
+        self._listener = unix_socket.listen(self._path, WAITING)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 

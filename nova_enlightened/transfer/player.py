@@ -7,7 +7,6 @@ there first is there; a page the guest waits for goes ahead of everything; the r
 """
 
 import collections
-import contextlib
 import logging
 import os
 import selectors
@@ -18,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from nova_enlightened import exception
-from nova_enlightened.transfer import player_state
+from nova_enlightened.transfer import player_state, unix_socket
 from nova_enlightened.transfer.chunk_cache import ChunkCache
 from nova_enlightened.transfer.control import ControlServer
 from nova_enlightened.transfer.player_appliance import Appliance, read_appliance
@@ -26,7 +25,7 @@ from nova_enlightened.transfer.player_disks import Disks
 from nova_enlightened.transfer.player_feed import BUFFER, Feed
 from nova_enlightened.transfer.player_fetch import Fetched, Fetchers
 from nova_enlightened.transfer.player_memory import SERVING, Memory, Step
-from nova_enlightened.transfer.player_spec import PlayerSpec
+from nova_enlightened.transfer.player_spec import DISK_CLIENTS, PlayerSpec
 from nova_enlightened.transfer.player_trace import KeptTrace
 from nova_enlightened.transfer.stores import open_store
 from nova_enlightened.transfer.wake import Wake
@@ -199,12 +198,7 @@ class Player:
         assert self._disks is not None
         for target, path in self.spec.nbd_sockets.items():
             if target not in self._listeners:
-                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-                listener.bind(path)
-                listener.listen(16)
-                self._listeners[target] = listener
+                self._listeners[target] = unix_socket.listen(path, DISK_CLIENTS)
         listeners, self._listeners = self._listeners, {}
         self._disks.open(listeners)
 

@@ -12,6 +12,8 @@ from nova_enlightened.transfer.process_spec import ProcessSpec
 
 CONNECTIONS: Final = 24
 CACHE_LIMIT: Final = 20 << 30
+DISK_CLIENTS: Final = 16
+"""Connections to an export that may wait."""
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 

@@ -15,6 +15,7 @@ from nova_enlightened.plan.injector import Worth
 from nova_enlightened.plan.transfer_plan import Pages
 from nova_enlightened.plan.window import RESEQUENCED, WindowLimits
 from nova_enlightened.stream.link_state import Role
+from nova_enlightened.transfer import unix_socket
 from nova_enlightened.transfer.niceness import FAIR, set_niceness
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
 from nova_enlightened.transfer.planning import Planner
@@ -88,9 +89,7 @@ class SourceRelay(Relay):
     def _open(self) -> None:
         super()._open()
         if self._listener is None:
-            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._listener.bind(self.spec.socket)
-            self._listener.listen(4)
+            self._listener = unix_socket.listen(self.spec.socket)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 

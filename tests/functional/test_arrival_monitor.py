@@ -17,7 +17,7 @@ from nova_enlightened import exception
 from nova_enlightened.cmd import relay as command
 from nova_enlightened.host import arrival_monitor, relays
 from nova_enlightened.host.departure import Places, monitor_path
-from nova_enlightened.transfer import control
+from nova_enlightened.transfer import control, unix_socket
 from nova_enlightened.transfer.spec import RelaySpec
 from tests.unit.host.fake_monitor import Qemu
 
@@ -42,7 +42,7 @@ class Arrival:
         self.top = str(top)
         self._killed = False
         self.monitor = pathlib.Path(monitor_path(self.top, INSTANCE))
-        self._stream = relays.listen_unix(Places(self.top, MIGRATION).socket)
+        self._stream = unix_socket.listen(Places(self.top, MIGRATION).socket)
         spec = RelaySpec(
             role="destination",
             migration=MIGRATION,

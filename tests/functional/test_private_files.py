@@ -12,6 +12,7 @@ import pytest
 
 from nova_enlightened.host import relays
 from nova_enlightened.host.relays import RunningRelay
+from nova_enlightened.transfer import unix_socket
 from nova_enlightened.transfer.spec import RelaySpec
 from tests.functional.link_hosts import MIGRATION
 
@@ -80,7 +81,7 @@ def test_the_log_does_not_tell_the_secret(relay: RunningRelay) -> None:
 def test_qemus_socket_is_its_owners_though_its_directory_is_shared(tmp_path: pathlib.Path) -> None:
     before = os.umask(0)
     try:
-        with relays.listen_unix(str(tmp_path / "q.sock")):
+        with unix_socket.listen(str(tmp_path / "q.sock")):
             mode = (tmp_path / "q.sock").stat().st_mode
     finally:
         os.umask(before)

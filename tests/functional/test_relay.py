@@ -26,7 +26,7 @@ from nova_enlightened.stream import encode
 from nova_enlightened.stream import events as ev
 from nova_enlightened.stream import return_path as rp
 from nova_enlightened.stream.migration import MigrationStream
-from nova_enlightened.transfer import control
+from nova_enlightened.transfer import control, unix_socket
 from nova_enlightened.transfer.spec import RelaySpec
 
 TIMEOUT_S = 20.0
@@ -108,7 +108,7 @@ def pair_of(
     here: RelaySpec, there: RelaySpec, link: socket.socket
 ) -> Iterator[tuple[relays.RunningRelay, relays.RunningRelay]]:
     with contextlib.ExitStack() as stack:
-        pair = relays.start(here, relays.listen_unix(here.socket)), relays.start(there, link)
+        pair = relays.start(here, unix_socket.listen(here.socket)), relays.start(there, link)
         for relay in pair:
             stack.callback(_end, relay.pid)
         yield pair
@@ -121,7 +121,7 @@ def played(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[P
     if hasattr(request, "param"):
         here = replace(here, **known(tmp_path))
     with contextlib.ExitStack() as stack:
-        incoming = stack.enter_context(relays.listen_unix(there.socket))
+        incoming = stack.enter_context(unix_socket.listen(there.socket))
         incoming.settimeout(TIMEOUT_S)
         pair = stack.enter_context(pair_of(here, there, link))
         source = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -294,7 +294,7 @@ def test_a_stranger_on_the_link_never_reaches_qemu(tmp_path: pathlib.Path) -> No
     link = relays.listen_link("127.0.0.1", 0)
     port = link.getsockname()[1]
     _, there = specs(tmp_path, port)
-    with relays.listen_unix(there.socket) as incoming:
+    with unix_socket.listen(there.socket) as incoming:
         incoming.setblocking(False)
         relay = relays.start(there, link)
         try:

@@ -16,6 +16,7 @@ from nova_enlightened.host.hint_sources import HintTarget
 from nova_enlightened.host.orders import KeptOrders
 from nova_enlightened.host.preparation import Domain, Preparation
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
+from nova_enlightened.transfer import unix_socket
 from nova_enlightened.transfer.spec import RelaySpec
 from tests.unit.host.fake_guests import FRAMES, FakeSource, fake_source, known
 
@@ -119,7 +120,7 @@ def scene(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     monkeypatch.setattr(relays, "linked", lambda relay, patience: made.trouble)
     monkeypatch.setattr(relays, "end", lambda *_: made.ended.append("here"))
     # The paths of a test are too long for real sockets.
-    monkeypatch.setattr(relays, "listen_unix", lambda path: Listener())
+    monkeypatch.setattr(unix_socket, "listen", lambda path: Listener())
     yield made
     made.preparation.close()
 
