@@ -14,11 +14,12 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import oslo_messaging
 from oslo_config import cfg
+from oslo_utils import versionutils
 
 from nova_enlightened import exception
 from nova_enlightened.contention.report import HostReport
@@ -29,8 +30,10 @@ LOG = logging.getLogger(__name__)
 EXCHANGE: Final = "nova_enlightened"
 HOST_TOPIC: Final = "nova-enlightened-host"
 REPORT_TOPIC: Final = "nova-enlightened-report"
-HOST_VERSION: Final = "1.1"
-"""What an agent serves. 1.1: appliances, and recovery."""
+HOST_VERSION: Final = "1.2"
+"""What an agent serves. 1.1: appliances, and recovery. 1.2: arrivals are monitored."""
+MONITORED_ARRIVALS: Final = "1.2"
+"""Since when an agent keeps a second monitor of a VM that arrives."""
 FIRST_HOST_VERSION: Final = "1.0"
 """What a call asks for unless it needs more: an agent that is older serves that."""
 REPORT_VERSION: Final = "1.0"
@@ -51,6 +54,17 @@ RETRIES: Final = 1
 """Of a message that the bus does not take; by default oslo.messaging goes on for ever."""
 MOST_CALLS: Final = 32
 """Calls of one process that may be under way, or stuck, at once."""
+
+
+def serves(described: Mapping[str, Any], wanted: str) -> bool:
+    """Whether an agent understands calls of version `wanted`; not where it tells no version.
+
+    :param described: what :meth:`HostAPI.describe` answers.
+    """
+    try:
+        return versionutils.is_compatible(wanted, str(described.get("rpc_version")))
+    except ValueError:
+        return False
 
 
 def get_transport(conf: cfg.ConfigOpts, url: str | None = None) -> oslo_messaging.Transport:
@@ -222,10 +236,12 @@ class HostAPI:
 
     def recover_arrival(self, host: str, instance: str, migration: str) -> dict[str, Any]:
         """Asked by the source's agent, whose fresh relay stands: have QEMU listen again where that
-        of the destination connects, past a main loop that waits for a page.
+        of the destination connects, past a main loop that waits for a page. Since 1.2.
         """
         arriving = {"instance": instance, "migration": migration}
-        return self._call(host, "recover_arrival", ARRIVAL_TIMEOUT_S, version="1.1", **arriving)
+        return self._call(
+            host, "recover_arrival", ARRIVAL_TIMEOUT_S, version=MONITORED_ARRIVALS, **arriving
+        )
 
     # --- appliances, since 1.1: asked by nova-compute of its own host's agent --------------------
 
@@ -297,7 +313,8 @@ class HostAPI:
             raise exception.AgentRefused(f"{host}: {error.value}") from error
         except exception.AgentUnreachable:
             raise
-        except exception.EnlightenedError as error:  # a bus within one process raises it as it is
+        except (exception.EnlightenedError, oslo_messaging.UnsupportedVersion) as error:
+            # A bus within one process raises it as it is.
             raise exception.AgentRefused(f"{host}: {error}") from error
         except Exception as error:  # the driver's own too: kombu's pass through untranslated
             raise exception.AgentUnreachable(f"agent of {host}: {error}") from error

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from nova_enlightened import exception
+from nova_enlightened import exception, rpc
 from nova_enlightened.host import departure, relays
 from nova_enlightened.host.armed import ArmedGuests
 from nova_enlightened.host.far_sides import HostCalls
@@ -166,7 +166,7 @@ class Preparation:
             migration,
             self._own_name,
             str(peer.get("link_host", "")),
-            instance if peer.get("monitors_arrivals") is True else None,
+            instance if rpc.serves(peer, rpc.MONITORED_ARRIVALS) else None,
         )
         started = self._pool.submit(
             self._calls.start_destination_relay, destination, there.to_json()

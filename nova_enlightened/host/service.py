@@ -297,7 +297,6 @@ class Agent:
             "link_host": self._link_host,
             "link_name": self._link_name,
             "link_tls": options.link_tls,
-            "monitors_arrivals": True,
             "run_directory": options.run_directory,
             "default_policy": options.default_policy,
             "level": None if report is None else int(report.level),

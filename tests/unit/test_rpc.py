@@ -83,6 +83,26 @@ def test_what_the_buss_driver_raises_means_unreachable(monkeypatch: pytest.Monke
         host_api(monkeypatch, ConnectionRefusedError("refused")).describe("host1")
 
 
+def test_what_an_older_agent_does_not_serve_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = oslo_messaging.UnsupportedVersion("1.2", method="recover_arrival")
+    with pytest.raises(exception.AgentRefused, match="host1"):
+        host_api(monkeypatch, error).recover_arrival("host1", "instance", "migration")
+
+
+@pytest.mark.parametrize(
+    ("version", "served"),
+    [("1.2", True), ("1.10", True), ("1.1", False), ("2.2", False), (None, False), ("x", False)],
+)
+def test_versions_of_calls_are_compared_as_oslo_messaging_does(
+    version: str | None, served: bool
+) -> None:
+    assert rpc.serves({"rpc_version": version}, "1.2") is served
+
+
+def test_an_agent_that_tells_no_version_serves_none() -> None:
+    assert not rpc.serves({}, rpc.FIRST_HOST_VERSION)
+
+
 def test_a_host_that_does_not_answer_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(exception.AgentUnreachable, match="host1"):
         host_api(monkeypatch, oslo_messaging.MessagingTimeout("timed out")).describe("host1")

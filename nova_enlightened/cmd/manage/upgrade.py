@@ -81,9 +81,9 @@ class Checks(upgradecheck.UpgradeCommands):
         other = []
         for report in reports:
             with contextlib.suppress(exception.EnlightenedError):
-                theirs = str(self._context.hosts.describe(report.host).get("rpc_version"))
-                if not compatible(theirs):
-                    other.append(f"{report.host} ({theirs})")
+                theirs = self._context.hosts.describe(report.host)
+                if not rpc.serves(theirs, rpc.FIRST_HOST_VERSION):
+                    other.append(f"{report.host} ({theirs.get('rpc_version')})")
         if other:
             return Result(
                 Code.FAILURE,
@@ -99,16 +99,6 @@ class Checks(upgradecheck.UpgradeCommands):
         ("Journal of evictions", _journal),
         ("Versions of agents", _agents),
     )
-
-
-def compatible(theirs: str) -> bool:
-    """Whether an agent of that RPC version understands ours: same major, minor not below."""
-    try:
-        major, minor = (int(part) for part in theirs.split("."))
-    except ValueError:
-        return False
-    ours_major, ours_minor = (int(part) for part in rpc.FIRST_HOST_VERSION.split("."))
-    return major == ours_major and minor >= ours_minor
 
 
 def _schema(path: pathlib.Path) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nova_enlightened import exception
+from nova_enlightened import exception, rpc
 from nova_enlightened.host import departure, preparation, relays
 from nova_enlightened.host.guest import HeldKnowledge
 from nova_enlightened.host.hint_sources import HintTarget
@@ -143,6 +143,25 @@ def test_an_order_has_both_relays_ready(scene: Scene) -> None:
     assert (here.link_host, here.link_port) == ("192.0.2.2", 49216)
     assert here.knowledge is not None
     assert pathlib.Path(here.knowledge).stat().st_size > 0
+
+
+@pytest.mark.parametrize("version", [None, "1.1", "of late"])
+def test_a_destination_that_keeps_no_second_monitor_is_not_asked_for_one(
+    scene: Scene, version: str | None
+) -> None:
+    scene.described = {**DESCRIBED, "rpc_version": version}
+    scene.order()
+    assert scene.prepare().ordered
+    assert scene.asked[0].monitor is None
+
+
+def test_a_destination_that_keeps_one_is_told_where(scene: Scene) -> None:
+    scene.described = {**DESCRIBED, "rpc_version": rpc.MONITORED_ARRIVALS}
+    scene.order()
+    assert scene.prepare().ordered
+    there = scene.asked[0].monitor
+    assert there is not None
+    assert A in there
 
 
 def test_an_order_is_for_one_migration(scene: Scene) -> None:

@@ -6,9 +6,7 @@ import sqlite3
 import pytest
 
 from lab.ca import make_ca
-from nova_enlightened import rpc
 from nova_enlightened.cmd.manage import command
-from nova_enlightened.cmd.manage.upgrade import compatible
 from nova_enlightened.remediation.journal import FILE, SCHEMA, Journal
 from tests.unit.cmd.manage.stand_ins import Stage, stage
 from tests.unit.cmd.manage.test_hosts import CALM
@@ -126,14 +124,6 @@ def test_agents_that_would_not_understand_are_named(
 
 def test_a_plugin_that_is_not_installed_hinders_an_upgrade(tmp_path: pathlib.Path) -> None:
     assert stage(tmp_path, "[enlightened]\nhint_sources = oracle\n").run("upgrade", "check") == 2
-
-
-def test_versions_of_calls_are_compared_as_oslo_messaging_does() -> None:
-    major, minor = map(int, rpc.HOST_VERSION.split("."))
-    assert compatible(f"{major}.{minor}")
-    assert compatible(f"{major}.{minor + 1}")
-    assert not compatible(f"{major + 1}.0")
-    assert not compatible("None")
 
 
 def test_a_configuration_that_cannot_be_read_is_an_error_and_no_traceback(
