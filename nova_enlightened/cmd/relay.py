@@ -140,7 +140,8 @@ def _stop(directory: str, migration: str, wait: bool) -> int:
 
 def _recover(directory: str, instance: str, migration: str) -> int:
     from nova_enlightened.host import arrival_monitor
-    from nova_enlightened.host.departure import Places, monitor_path
+    from nova_enlightened.host.departure import Places
+    from nova_enlightened.host.spare_monitor import monitor_path
 
     where = f"unix:{Places(directory, migration).socket}"
     arrival_monitor.recover(monitor_path(directory, instance), where)

@@ -21,7 +21,7 @@ from nova_enlightened.conf import streaming as options
 from nova_enlightened.host import players
 from nova_enlightened.host.appliance_run import Order, Phase, Run
 from nova_enlightened.host.players import RunningPlayer
-from nova_enlightened.host.spare_monitor import SpareMonitor
+from nova_enlightened.host.spare_monitor import SpareMonitor, monitor_path
 from nova_enlightened.transfer.chunk_cache import ChunkCache
 from nova_enlightened.transfer.player_appliance import read_manifest
 from nova_enlightened.transfer.player_spec import PlayerSpec
@@ -33,8 +33,6 @@ DIRECTORY: Final = "appliance-"
 """Before the server's UUID, below ``[enlightened] run_directory``."""
 MIB: Final = 1 << 20
 BITS: Final = 8
-MONITOR: Final = "-qmp.sock"
-"""Behind the server's UUID."""
 SOCKET_MODE: Final = 0o660
 MOST: Final = 1000
 LONGEST_SECONDS: Final = 86400.0
@@ -93,7 +91,7 @@ class Appliances:
         return {
             "manifest": told(manifest),
             "sockets": dict(run.player.spec.nbd_sockets),
-            "monitor": self._monitor_path(instance),
+            "monitor": monitor_path(self._top, instance),
         }
 
     def play(self, instance: str, identity: Mapping[str, Any], within: float) -> None:
@@ -241,12 +239,9 @@ class Appliances:
         run.start()
         return run
 
-    def _monitor_path(self, instance: str) -> str:
-        return os.path.join(self._top, f"{instance}{MONITOR}")
-
     def _monitor(self, instance: str) -> SpareMonitor | None:
         """Where the server's QEMU connects its second monitor; None where that cannot be."""
-        path = self._monitor_path(instance)
+        path = monitor_path(self._top, instance)
         monitor = SpareMonitor(pathlib.Path(path))
         try:
             monitor.open()

@@ -17,8 +17,9 @@ from oslo_config import cfg
 
 from nova_enlightened import exception
 from nova_enlightened.host import relays
-from nova_enlightened.host.departure import Places, monitor_path
+from nova_enlightened.host.departure import Places
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
+from nova_enlightened.host.spare_monitor import monitor_path
 from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)

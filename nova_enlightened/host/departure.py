@@ -14,6 +14,7 @@ from typing import Any
 from nova_enlightened import exception
 from nova_enlightened.host import relays
 from nova_enlightened.host.hint_sources import HintTarget
+from nova_enlightened.host.spare_monitor import monitor_path
 from nova_enlightened.host.spare_relay import SpareRelay
 from nova_enlightened.knowledge import domain_xml, stored
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
@@ -43,14 +44,6 @@ class Places:
     def socket(self) -> str:
         """QEMU's unix socket, of both sides: libvirt has one ``migrate_uri``."""
         return str(pathlib.Path(self.top, f"{self.migration[:8]}.sock"))
-
-
-def monitor_path(top: str, instance: str) -> str:
-    """Where QEMU of a VM that arrives connects its second monitor, on any host.
-
-    :param top: ``[enlightened] run_directory``.
-    """
-    return str(pathlib.Path(top, f"{instance}-qmp.sock"))
 
 
 def guest_channel(xml: str) -> str | None:

@@ -247,7 +247,7 @@ class OrderedEviction:
         """The domain with a second monitor at its destination; None to have it as it is."""
         if source is None:
             return None
-        path = departure.monitor_path(self._conf.run_directory, self._uuid)
+        path = spare_monitor.monitor_path(self._conf.run_directory, self._uuid)
         try:
             xml = self._domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE)
             return spare_monitor.with_monitor(xml, path)

@@ -16,6 +16,7 @@ from nova_enlightened.host.recoveries import Recoveries
 from nova_enlightened.host.recovering import GONE_S, Recovery
 from nova_enlightened.host.recovery import Carrier
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
+from nova_enlightened.host.spare_monitor import monitor_path
 from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class RecoveryCalls:
 
         :raises RelayError: it cannot be told so out of band.
         """
-        monitor = leaving.monitor_path(self._top, instance)
+        monitor = monitor_path(self._top, instance)
         arrival_monitor.recover(monitor, f"unix:{leaving.Places(self._top, migration).socket}")
 
     # -- parts ------------------------------------------------------------------------------

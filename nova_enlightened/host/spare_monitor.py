@@ -35,6 +35,14 @@ ANSWER_S: Final = 5.0
 _READ: Final = 64 << 10
 
 
+def monitor_path(top: str, instance: str) -> str:
+    """Where a VM's QEMU connects, the same on each host.
+
+    :param top: ``[enlightened] run_directory``.
+    """
+    return str(pathlib.Path(top, f"{instance}-qmp.sock"))
+
+
 def arguments(path: str) -> list[str]:
     """Words of QEMU's command line for the monitor. :param path: of :class:`SpareMonitor`."""
     where = path.replace(",", ",,")

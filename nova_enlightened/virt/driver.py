@@ -17,7 +17,7 @@ from nova.virt.libvirt import driver as nova_driver
 from oslo_log import log as logging
 
 from nova_enlightened import conf, exception
-from nova_enlightened.host.departure import monitor_path
+from nova_enlightened.host.spare_monitor import monitor_path
 from nova_enlightened.rpc import HostAPI
 from nova_enlightened.virt import decision, obstacles, outcome, permission, records
 from nova_enlightened.virt.channel import GuestChannel

@@ -16,7 +16,8 @@ import pytest
 from nova_enlightened import exception
 from nova_enlightened.cmd import relay as command
 from nova_enlightened.host import arrival_monitor, relays
-from nova_enlightened.host.departure import Places, monitor_path
+from nova_enlightened.host.departure import Places
+from nova_enlightened.host.spare_monitor import monitor_path
 from nova_enlightened.transfer import control, unix_socket
 from nova_enlightened.transfer.spec import RelaySpec
 from tests.unit.host.fake_monitor import Qemu
