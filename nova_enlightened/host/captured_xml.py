@@ -107,8 +107,7 @@ def refuse(xml: str) -> None:
     """:raises CaptureRefused: the domain cannot become an appliance, naming why and what to do."""
     domain = _root(xml)
     why = [words for path, words in _REFUSED.items() if domain.find(path) is not None]
-    given = [arg.get("value", "") for arg in domain.iter(f"{domain_xml.QEMU_NAMESPACE}arg")]
-    if any(word in _MACHINE_WORDS for word in given):
+    if any(word in _MACHINE_WORDS for word in domain_xml.qemu_arguments(domain)):
         why.append("its <qemu:commandline> changes its machine")
     if why:
         raise CaptureRefused(f"the domain cannot become an appliance: {'; '.join(why)}")
@@ -153,7 +152,7 @@ def sanitised(xml: str) -> str:
     """
     domain = _root(xml)
     for child in list(domain):
-        if child.tag == f"{domain_xml.QEMU_NAMESPACE}commandline":
+        if child.tag == domain_xml.QEMU_COMMAND_LINE:
             domain.remove(child)
     domain.attrib.pop("id", None)
     for path in _GONE:

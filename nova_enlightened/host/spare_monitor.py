@@ -61,13 +61,8 @@ def with_monitor(xml: str, path: str) -> str:
     :raises HintError: not the XML of a domain.
     """
     domain = domain_xml.root(xml)
-    line = domain.find(f"{domain_xml.QEMU_NAMESPACE}commandline")
-    if line is None:
-        line = ElementTree.SubElement(domain, f"{domain_xml.QEMU_NAMESPACE}commandline")
-    words = [word.get("value", "") for word in line]
-    if not any(f"id={CHARDEV}," in word for word in words):
-        for word in arguments(path):
-            ElementTree.SubElement(line, f"{domain_xml.QEMU_NAMESPACE}arg", {"value": word})
+    if not any(f"id={CHARDEV}," in word for word in domain_xml.qemu_arguments(domain)):
+        domain_xml.add_qemu_arguments(domain, arguments(path))
     return ElementTree.tostring(domain, "unicode")
 
 

@@ -9,11 +9,9 @@ from xml.etree import ElementTree
 
 from nova_enlightened import exception
 from nova_enlightened.host import spare_monitor
+from nova_enlightened.knowledge import domain_xml
 
-QEMU: Final = "http://libvirt.org/schemas/domain/qemu/1.0"
 INCOMING: Final = ("-incoming", "defer")
-
-ElementTree.register_namespace("qemu", QEMU)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +49,7 @@ def with_incoming(xml: str, monitor: str | None = None) -> str:
     :raises StreamingError: that is no domain's XML.
     """
     domain = _parsed(xml)
-    line = domain.find(f"{{{QEMU}}}commandline")
-    if line is None:
-        line = ElementTree.SubElement(domain, f"{{{QEMU}}}commandline")
-    for word in command_line(monitor):
-        ElementTree.SubElement(line, f"{{{QEMU}}}arg", value=word)
+    domain_xml.add_qemu_arguments(domain, command_line(monitor))
     return ElementTree.tostring(domain, encoding="unicode")
 
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a libvirt domain's XML says of its memory, and where QEMU puts that memory."""
+"""What a libvirt domain's XML says of its memory and of QEMU's command line, and where QEMU puts
+that memory.
+"""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 from xml.etree import ElementTree
@@ -25,7 +28,11 @@ UNITS: Final = {
     "g": 1 << 30, "gib": 1 << 30, "gb": 10**9,
     "t": 1 << 40, "tib": 1 << 40, "tb": 10**12,
 }  # fmt: skip
-QEMU_NAMESPACE: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+_QEMU: Final = "http://libvirt.org/schemas/domain/qemu/1.0"
+QEMU_COMMAND_LINE: Final = f"{{{_QEMU}}}commandline"
+_QEMU_ARGUMENT: Final = f"{{{_QEMU}}}arg"
+
+ElementTree.register_namespace("qemu", _QEMU)
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,20 @@ def root(xml: str) -> ElementTree.Element:
     if domain.tag != "domain":
         raise HintError(f"<{domain.tag}> is not a domain")
     return domain
+
+
+def qemu_arguments(domain: ElementTree.Element) -> list[str]:
+    """Words that QEMU's command line has besides libvirt's own."""
+    return [argument.get("value", "") for argument in domain.iter(_QEMU_ARGUMENT)]
+
+
+def add_qemu_arguments(domain: ElementTree.Element, words: Iterable[str]) -> None:
+    """Have QEMU's command line end with these."""
+    line = domain.find(QEMU_COMMAND_LINE)
+    if line is None:
+        line = ElementTree.SubElement(domain, QEMU_COMMAND_LINE)
+    for word in words:
+        ElementTree.SubElement(line, _QEMU_ARGUMENT, value=word)
 
 
 def parse(xml: str) -> DomainMemory:
@@ -100,8 +121,8 @@ def _below_4g(machine: str, size: int, asked: int | None) -> int:
 
 def _max_below_4g(domain: ElementTree.Element) -> int | None:
     """What an operator passed through: libvirt has no element for it."""
-    for argument in domain.iter(f"{QEMU_NAMESPACE}arg"):
-        found = re.search(r"max-ram-below-4g=(\d+)([kmgt]?)", argument.get("value", ""), re.I)
+    for word in qemu_arguments(domain):
+        found = re.search(r"max-ram-below-4g=(\d+)([kmgt]?)", word, re.I)
         if found:
             return _bytes(found[1], found[2] or "b")
     return None

@@ -21,7 +21,6 @@ from nova_enlightened.knowledge import domain_xml
 
 Element = ElementTree.Element
 
-ElementTree.register_namespace("qemu", domain_xml.QEMU_NAMESPACE.strip("{}"))
 ElementTree.register_namespace("nova", "http://openstack.org/xmlns/libvirt/nova/1.1")
 
 # In the order that libvirt's schema has them, which it does not insist on.
@@ -123,9 +122,7 @@ def merge(
     made.append(_os(guest, host))
     devices = _Devices(guest, host, exports)
     made.append(devices.merged())
-    arguments = ElementTree.SubElement(made, f"{domain_xml.QEMU_NAMESPACE}commandline")
-    for value in streamed_xml.command_line(monitor):
-        ElementTree.SubElement(arguments, f"{domain_xml.QEMU_NAMESPACE}arg", {"value": value})
+    domain_xml.add_qemu_arguments(made, streamed_xml.command_line(monitor))
     xml = ElementTree.tostring(made, "unicode")
     return Merged(xml, tuple(devices.dropped), tuple(devices.macs))
 
