@@ -189,16 +189,9 @@ class ArrivalMonitor:
 
     def _recover(self, uri: str) -> dict[str, Any]:
         deadline = self._clock() + PAUSE_S
-        while True:
-            try:
-                self._monitor.ask("migrate-recover", max(LOOK_S, deadline - self._clock()), uri=uri)
-            except exception.MonitorSilent:
-                raise
-            except exception.StreamingError as error:
-                if self._clock() > deadline:
-                    raise
-                LOG.debug("Not yet: %s", error)
-            else:
-                LOG.info("QEMU listens again, at %s", uri)
-                return {}
-            time.sleep(LOOK_S)  # no event tells of the pause out of band
+        while declined := self._monitor.listen_again(uri, max(LOOK_S, deadline - self._clock())):
+            if self._clock() > deadline:
+                raise exception.StreamingError(declined)
+            time.sleep(LOOK_S)
+        LOG.info("QEMU listens again, at %s", uri)
+        return {}

@@ -116,6 +116,24 @@ class SpareMonitor:
             raise exception.MonitorSilent(f"{command}: QEMU is not connected to {self.path}")
         return connection.ask(command, seconds, out_of_band, words)
 
+    def listen_again(self, uri: str, seconds: float = ANSWER_S) -> str | None:
+        """Have QEMU listen for its migration stream there.
+
+        It declines until it has noticed that the former one has ended, of which no event tells out
+        of band.
+
+        :returns: why it declines, in its words; None once it listens.
+        :raises MonitorSilent: as :meth:`ask`.
+        """
+        try:
+            self.ask("migrate-recover", seconds, uri=uri)
+        except exception.MonitorSilent:
+            raise
+        except exception.StreamingError as error:
+            LOG.debug("Not yet: %s", error)
+            return str(error)
+        return None
+
     @property
     def ready(self) -> bool:
         """Whether QEMU is connected and takes commands out of band."""

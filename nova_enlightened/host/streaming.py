@@ -217,16 +217,9 @@ def _recover_out_of_band(monitor: SpareMonitor, uri: str) -> str:
     """
     deadline = time.monotonic() + PAUSE_S
     patience = STATUS_S
-    while True:
-        try:
-            monitor.ask("migrate-recover", uri=uri)
-            return "postcopy-paused"
-        except exception.MonitorSilent:
-            raise
-        except exception.StreamingError as error:
-            if time.monotonic() > deadline:
-                raise
-            LOG.debug("Not yet: %s", error)
+    while declined := monitor.listen_again(uri):
+        if time.monotonic() > deadline:
+            raise exception.StreamingError(declined)
         if time.monotonic() > deadline - PAUSE_S + patience:
             # It has paused long ago, or has all its memory: its main loop tells, and waits for no
             # page then. QEMU queues eight such questions, and takes no others behind them.
@@ -236,7 +229,8 @@ def _recover_out_of_band(monitor: SpareMonitor, uri: str) -> str:
                 status = str(told.get("status", "none")) if isinstance(told, dict) else "none"
                 if status not in _UNDER_WAY | _RECOVERABLE:
                     return status
-        time.sleep(LOOK_S)  # no event tells of the pause out of band
+        time.sleep(LOOK_S)
+    return "postcopy-paused"
 
 
 def _when_paused(look: Callable[[], str]) -> str:
