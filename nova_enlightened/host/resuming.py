@@ -5,14 +5,11 @@ libvirt takes a migration that QEMU ends while none of its threads follows it fo
 and ends it on its side too (``qemuMigrationProcessUnattended``, since 8.4).
 """
 
-import json
 import socket
 from typing import Any, Final
 
-import libvirt
-import libvirt_qemu
-
 from nova_enlightened import exception
+from nova_enlightened.host import qemu_monitor
 
 NAME: Final = "enlightened-resume"
 
@@ -29,16 +26,5 @@ def resume(domain: Any, path: str) -> None:
             connection.connect(path)
         except OSError as error:
             raise exception.LibvirtError(f"{path}: {error}") from error
-        _ask(domain, "getfd", [connection.fileno()], fdname=NAME)
-    _ask(domain, "migrate", [], uri=f"fd:{NAME}", resume=True)
-
-
-def _ask(domain: Any, command: str, descriptors: list[int], **words: Any) -> None:
-    said = json.dumps({"execute": command, "arguments": words})
-    try:
-        told, _ = libvirt_qemu.qemuMonitorCommandWithFiles(domain, said, descriptors, 0)
-    except libvirt.libvirtError as error:
-        raise exception.LibvirtError(f"{command}: {error}") from error
-    answer = json.loads(told)
-    if "error" in answer:
-        raise exception.LibvirtError(f"{command}: {answer['error'].get('desc')}")
+        qemu_monitor.ask(domain, "getfd", [connection.fileno()], fdname=NAME)
+    qemu_monitor.ask(domain, "migrate", uri=f"fd:{NAME}", resume=True)

@@ -18,19 +18,17 @@ and ``recover(domain, player)`` where the player was lost in between.
 """
 
 import contextlib
-import json
 import logging
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import libvirt
-import libvirt_qemu
 
 from nova_enlightened import exception
-from nova_enlightened.host import players
+from nova_enlightened.host import players, qemu_monitor
 from nova_enlightened.host.connection import translated
 from nova_enlightened.host.players import RunningPlayer
 from nova_enlightened.host.spare_monitor import SpareMonitor
@@ -280,7 +278,8 @@ def reconnect_disks(domain: Any, player: RunningPlayer) -> None:
         if time.monotonic() > deadline:
             raise exception.StreamingError("QEMU does not connect to its disks again")
         for node in nodes if clients is not None else ():
-            _monitor(domain, f'qemu-io {node} "read -q 0 512"', hmp=True)
+            with _as_streaming():
+                qemu_monitor.ask_in_words(domain, f'qemu-io {node} "read -q 0 512"')
         time.sleep(LOOK_S)
 
 
@@ -351,27 +350,21 @@ def qmp(domain: Any, command: str, **arguments: Any) -> dict[str, Any]:
 
     :raises StreamingError: it declines, or does not run.
     """
-    found: dict[str, Any] = _answer(domain, command, arguments)
+    with _as_streaming():
+        found: dict[str, Any] = qemu_monitor.ask(domain, command, **arguments)
     return found
 
 
 def qmp_list(domain: Any, command: str, **arguments: Any) -> list[dict[str, Any]]:
     """The same of a command that answers with a list."""
-    found: list[dict[str, Any]] = _answer(domain, command, arguments)
+    with _as_streaming():
+        found: list[dict[str, Any]] = qemu_monitor.ask(domain, command, **arguments)
     return found
 
 
-def _answer(domain: Any, command: str, arguments: Mapping[str, Any]) -> Any:
-    words = json.dumps({"execute": command, "arguments": arguments})
-    answer = json.loads(_monitor(domain, words))
-    if "error" in answer:
-        raise exception.StreamingError(f"{command}: {answer['error'].get('desc')}")
-    return answer["return"]
-
-
-def _monitor(domain: Any, words: str, *, hmp: bool = False) -> str:
-    flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP if hmp else 0
+@contextlib.contextmanager
+def _as_streaming() -> Iterator[None]:
     try:
-        return str(libvirt_qemu.qemuMonitorCommand(domain, words, flags))
-    except libvirt.libvirtError as error:
-        raise exception.StreamingError(f"{words[:60]}: {error}") from error
+        yield
+    except exception.LibvirtError as error:
+        raise exception.StreamingError(str(error)) from error

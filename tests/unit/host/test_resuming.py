@@ -22,17 +22,21 @@ class Source:
         self.asked: list[dict[str, Any]] = []
         self.handed: list[int] = []
         self._declined = declined
-        monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommandWithFiles", self)
+        monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommand", self.told)
+        monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommandWithFiles", self.handed_files)
 
-    def __call__(
-        self, domain: Any, words: str, descriptors: list[int], flags: int
-    ) -> tuple[str, list[int]]:
+    def told(self, domain: Any, words: str, flags: int) -> str:
         asked = json.loads(words)
         self.asked.append(asked)
-        self.handed += map(os.dup, descriptors)
         if asked["execute"] == self._declined:
-            return '{"error": {"desc": "not paused"}}', []
-        return '{"return": {}}', []
+            return '{"error": {"desc": "not paused"}}'
+        return '{"return": {}}'
+
+    def handed_files(
+        self, domain: Any, words: str, descriptors: list[int], flags: int
+    ) -> tuple[str, list[int]]:
+        self.handed += map(os.dup, descriptors)
+        return self.told(domain, words, flags), []
 
 
 @pytest.fixture
