@@ -37,6 +37,7 @@ at its destination."""
 SETTLE_S: Final = 240.0
 CUT_S: Final = 30.0
 QUICK_SHARE: Final = 10
+STAYED: Final = "stayed"
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ def batch(setting: Setting, kind: Kind, count: int, dice: random.Random) -> Sequ
             )
         )
     for guest, case in zip(moving, cases, strict=True):
-        if not case.survived:
+        # libvirt 9.0 lets one that went on at its source leave only after it was started again.
+        if not case.survived or case.words == STAYED:
             setting.guests.lose(guest)
     return cases
 
@@ -241,9 +243,9 @@ def assert_recorded(departure: Departure) -> None:
 
 _WHOLE: Final = {
     (Standing.GONE, Standing.EXECUTES): "moved",
-    (Standing.EXECUTES, Standing.GONE): "stayed",
+    (Standing.EXECUTES, Standing.GONE): STAYED,
     # libvirt keeps the definition of one that had been there before.
-    (Standing.EXECUTES, Standing.ENDED): "stayed",
+    (Standing.EXECUTES, Standing.ENDED): STAYED,
 }
 
 

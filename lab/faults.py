@@ -149,7 +149,7 @@ class Departure:
 
     def here(self) -> Standing:
         """At the source."""
-        return standing_at(self.source, self.guest.name)
+        return standing_at(self.source, self.guest.name, standing.at_source)
 
     def there(self) -> Standing:
         """At the destination."""
@@ -211,9 +211,11 @@ class Departure:
         self.process.wait()
 
 
-def standing_at(host: Host, name: str) -> Standing:
+def standing_at(
+    host: Host, name: str, of: Callable[[Callable[[], Any]], Standing] = standing.of
+) -> Standing:
     """How a guest stands on a host."""
-    return standing.of(lambda: host.connection.lookupByName(name))
+    return of(lambda: host.connection.lookupByName(name))
 
 
 def kill(pid: int) -> None:

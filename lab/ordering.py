@@ -70,7 +70,9 @@ def order(agents: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         if eviction.times.switch_accepted is None:
             raise
         print(f"libvirt follows it no more: {error}", file=sys.stderr)
-        found = outcome.wait(lambda: standing.of(lookup), lambda: agents.recovery(host, uuid), uuid)
+        found = outcome.wait(
+            lambda: standing.at_source(lookup), lambda: agents.recovery(host, uuid), uuid
+        )
         end = found.end.value
     said = "completed" if end == "moved" else "failed"
     try:

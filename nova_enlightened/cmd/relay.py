@@ -60,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument("directory", help="directory that holds the relays' run directories")
     recover.add_argument("instance", help="UUID of the domain")
     recover.add_argument("migration", help="UUID of the migration whose relay connects to it")
+    executed = commands.add_parser(
+        "executed",
+        help="print as JSON whether a VM that arrives, or was lost, has executed here; null: "
+        "nobody can tell",
+    )
+    executed.add_argument("directory", help="directory that holds the relays' run directories")
+    executed.add_argument("instance", help="UUID of the domain")
     return parser
 
 
@@ -148,6 +155,14 @@ def _recover(directory: str, instance: str, migration: str) -> int:
     return 0
 
 
+def _executed(directory: str, instance: str) -> int:
+    from nova_enlightened.host import arrival_monitor
+    from nova_enlightened.host.spare_monitor import monitor_path
+
+    print(json.dumps(arrival_monitor.executed(monitor_path(directory, instance))))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
     arguments = _parser().parse_args(argv)
@@ -165,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _status(arguments.directory)
         if arguments.command == "recover":
             return _recover(arguments.directory, arguments.instance, arguments.migration)
+        if arguments.command == "executed":
+            return _executed(arguments.directory, arguments.instance)
         return _stop(arguments.directory, arguments.migration, arguments.wait)
     except exception.EnlightenedError as error:
         print(f"nova-enlightened-relay: {error}", file=sys.stderr)

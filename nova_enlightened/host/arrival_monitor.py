@@ -37,6 +37,8 @@ more, out of band either (``monitor/qmp.c``): the next is asked when this one is
 """
 ALONE_S: Final = 5.0
 """Without relay and QEMU there is nothing to wait for; QEMU looks for somebody more often."""
+WITNESS_S: Final = 600.0
+"""But there is something to tell, where QEMU has ended and the VM never executed in it."""
 _COMPLETE: Final = b"\1"
 
 
@@ -76,6 +78,18 @@ def recover(monitor: str, uri: str) -> None:
     :raises RelayError: QEMU is not connected to it, does not answer, or declines.
     """
     control.ask(control_path(monitor), "recover", uri=uri)
+
+
+def executed(monitor: str) -> bool | None:
+    """Whether the VM that arrived has executed; see :attr:`.SpareMonitor.executed`.
+
+    :param monitor: ``RelaySpec.monitor``. None where nobody can tell.
+    """
+    try:
+        told = control.ask(control_path(monitor), "executed").get("executed")
+    except exception.RelayError:
+        return None
+    return told if isinstance(told, bool) else None
 
 
 def control_path(monitor: str) -> str:
@@ -144,7 +158,9 @@ class ArrivalMonitor:
 
     def _hear_relay(self, _events: int) -> None:
         self._selector.unregister(self._relay)
-        self._ended = os.read(self._relay, 1) == _COMPLETE
+        complete = os.read(self._relay, 1) == _COMPLETE
+        # A stream that ended well is not all there is to it: QEMU may fail with what it brought.
+        self._ended = complete and self._monitor.executed is True
         self._alone_since = self._asked_at = self._clock()
 
     def _admit(self) -> None:
@@ -165,7 +181,8 @@ class ArrivalMonitor:
         if self._alone_since is None:
             return
         if not self._monitor.ready:
-            self._ended |= now - self._alone_since > ALONE_S
+            patience = WITNESS_S if self._monitor.executed is False else ALONE_S
+            self._ended |= now - self._alone_since > patience
             return
         self._alone_since = now
         waits = self._asking is not None and self._asking.is_alive()
@@ -181,11 +198,14 @@ class ArrivalMonitor:
             self._ended |= isinstance(told, dict) and told.get("status") == "completed"
 
     def _calls(self) -> dict[str, Any]:
-        return {"recover": self._recover, "end": self._end}
+        return {"recover": self._recover, "executed": self._executed, "end": self._end}
 
     def _end(self) -> dict[str, Any]:
         self._ended = True
         return {}
+
+    def _executed(self) -> dict[str, Any]:
+        return {"executed": self._monitor.executed}
 
     def _recover(self, uri: str) -> dict[str, Any]:
         deadline = self._clock() + PAUSE_S

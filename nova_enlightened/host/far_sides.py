@@ -14,7 +14,7 @@ from nova_enlightened.host import departure as leaving
 from nova_enlightened.host import standing
 from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.recovering import There
-from nova_enlightened.host.recovery import Carrier
+from nova_enlightened.host.recovery import AWAY, Carrier
 from nova_enlightened.host.standing import Standing
 from nova_enlightened.transfer.spec import RelaySpec
 
@@ -87,7 +87,8 @@ class AgentFarSide:
 def there(said: Mapping[str, Any]) -> There:
     """What another agent said of an arrival. :raises AgentRefused: it is nonsense."""
     try:
-        return There(Standing(said["domain"]), Carrier(said["relay"]))
+        domain, relay = Standing(said["domain"]), Carrier(said["relay"])
+        return There(domain, relay, never_executed=said.get("executed") is False)
     except (KeyError, TypeError, ValueError) as error:
         raise exception.AgentRefused(f"the other agent answers nonsense: {error!r}") from error
 
@@ -113,7 +114,9 @@ class CommandFarSide:
 
     def look(self, departure: Departure) -> There:
         """As libvirt and the relay there say."""
-        return There(_at(departure), self._carrier(departure.migration))
+        domain = _at(departure)
+        never = domain in AWAY and self._never_executed(departure.instance)
+        return There(domain, self._carrier(departure.migration), never)
 
     def end_relay(self, departure: Departure) -> None:
         """End it."""
@@ -131,6 +134,12 @@ class CommandFarSide:
     def listen_again(self, departure: Departure, migration: str) -> None:
         """Ask for it."""
         self._run("recover", self.top, departure.instance, migration)
+
+    def _never_executed(self, instance: str) -> bool:
+        try:
+            return json.loads(self._run("executed", self.top, instance)) is False
+        except (exception.RelayError, ValueError):
+            return False
 
     def _carrier(self, migration: str | None) -> Carrier:
         try:

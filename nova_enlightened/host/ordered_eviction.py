@@ -39,7 +39,7 @@ ENDED_S = 1.0
 TURN_S = 1.0
 KEEP_LIBVIRTD = (
     "leave libvirtd alone, at the destination above all: one that is restarted before the VM "
-    "executes there ends it, and its source does not go back"
+    "executes there ends it, and its source may not be able to go back"
 )
 """libvirt 9.0, qemuProcessRecoverMigrationIn: an incoming domain that was not started is killed."""
 

@@ -7,6 +7,7 @@ through the two: by QEMU itself where its second monitor at the destination answ
 attempt that comes too early costs nothing but itself.
 """
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -19,7 +20,7 @@ import libvirt
 
 from nova_enlightened import exception
 from nova_enlightened.host import departure as leaving
-from nova_enlightened.host import recovery, relays, resuming, standing
+from nova_enlightened.host import recovery, relays, resuming, standing, staying
 from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.recovery import Carrier, Decision, Seen, State, Step
 from nova_enlightened.transfer.spec import RelaySpec
@@ -30,6 +31,8 @@ LINKED_S: Final = 20.0
 """How long two fresh relays may take to start and to reach each other."""
 GONE_S: Final = 5.0
 """How long a relay may take to end that was told to."""
+STAYS: Final = 5
+"""Attempts to have QEMU at the source go on by itself; where none succeeds the VM is lost."""
 _UNDEFINE: Final = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -60,6 +63,7 @@ class There:
 
     domain: standing.Standing
     relay: Carrier
+    never_executed: bool = False
 
 
 class FarSide(Protocol):
@@ -111,6 +115,7 @@ class Recovery:
         self._top = top
         self._keep = keep
         self._clock = clock
+        self._stays = 0
         self._not_before = 0.0
         self._agreed = (Step.WAIT, 0)
         self._resuming: threading.Thread | None = None
@@ -178,7 +183,7 @@ class Recovery:
 
     def look(self) -> Seen:
         """What both hosts say now. The other one is left alone while nothing is wrong here."""
-        here = standing.of(self._lookup)
+        here = standing.at_source(self._lookup)
         relay_here, status = self._own_relay()
         completed = status.get("phase") == "completed"
         relayed = self.departure.migration is not None
@@ -190,7 +195,17 @@ class Recovery:
             except exception.EnlightenedError as error:
                 self.trouble = str(error)
         idle = here is standing.Standing.FAILED and not self._busy and status.get("channels") == 0
-        return Seen(here, there.domain, relay_here, there.relay, completed, relayed, idle)
+        return Seen(
+            here,
+            there.domain,
+            relay_here,
+            there.relay,
+            completed=completed,
+            relayed=relayed,
+            idle=idle,
+            never_executed=there.never_executed and self._stays < STAYS,
+            given_up=there.domain is standing.Standing.SWITCHING and staying.given_up(self._lookup),
+        )
 
     def _confirmed(self, decision: Decision) -> bool:
         step, times = self._agreed
@@ -210,6 +225,8 @@ class Recovery:
                 self._far.end_relay(self.departure)
             case Step.RESUME:
                 self._resume()
+            case Step.GO_ON_HERE:
+                self._go_on_here()
             case Step.MOVED:
                 self._undefine()
 
@@ -230,6 +247,15 @@ class Recovery:
         spec = self._own_spec()
         if spec is not None:
             relays.end(spec, GONE_S)
+
+    def _go_on_here(self) -> None:
+        self._stays += 1
+        spec = self._own_spec()
+        if spec is not None:
+            with contextlib.suppress(exception.RelayGone):
+                relays.RunningRelay(spec, 0).take_leave()
+        staying.go_on(self._lookup(), self._end_here)
+        self._end_here()
 
     def _undefine(self) -> None:
         """Remove the definition that libvirt leaves where nobody waited for its migration."""

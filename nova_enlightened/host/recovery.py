@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What to do about a migration that was switched to post-copy and lost its way; no I/O.
 
-From the switch on the VM's memory is in two places. Nothing here ever starts its processors at
-the source again: a step either waits, or clears away what is left of a broken pair of relays, or
-has QEMU resume the stream from one paused end to the other, or says how it ended.
+From the switch on the VM's memory is in two places. A step either waits, or clears away what is
+left of a broken pair of relays, or has QEMU resume the stream from one paused end to the other, or
+says how it ended. The source's processors are started again in one case only: the destination's
+QEMU has ended, and it is certain that none of its own ever executed.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ class Step(enum.StrEnum):
     END_HERE = "end the source's relay"
     END_THERE = "end the destination's relay"
     RESUME = "resume"
+    GO_ON_HERE = "go on at the source"
     MOVED = "moved"
     STAYED = "stayed"
     LOST = "lost"
@@ -43,6 +45,8 @@ class Seen:
     :param completed: the source's relay has seen QEMU say that the last page is sent.
     :param relayed: through relays, not on a channel of QEMU's own.
     :param idle: no QEMU is connected to the source's relay, and none is about to be.
+    :param never_executed: the VM has not executed in the destination's QEMU, which has ended.
+    :param given_up: QEMU at the source has: it sends no more.
     """
 
     here: Standing
@@ -52,6 +56,8 @@ class Seen:
     completed: bool = False
     relayed: bool = True
     idle: bool = False
+    never_executed: bool = False
+    given_up: bool = False
 
 
 CONFIRMED: Final = 3
@@ -74,7 +80,8 @@ class Decision:
 
 _SPLIT: Final = frozenset({Standing.POSTCOPY, Standing.FAILED, Standing.SWITCHING})
 _BOTH_FAILED: Final = (Standing.FAILED, Standing.FAILED)
-_AWAY: Final = frozenset({Standing.GONE, Standing.ENDED})
+AWAY: Final = frozenset({Standing.GONE, Standing.ENDED})
+"""Of a domain: its host has none of it."""
 
 _Rule = tuple[Callable[[Seen], bool], Decision]
 
@@ -105,7 +112,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
     ),
     # --- the source has it no more
     (
-        lambda seen: seen.here in _AWAY and seen.there is Standing.EXECUTES,
+        lambda seen: seen.here in AWAY and seen.there is Standing.EXECUTES,
         Decision(Step.MOVED, "it executes at its destination, all of it"),
     ),
     (
@@ -113,7 +120,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
         Decision(Step.MOVED, "the last page has crossed"),
     ),
     (
-        lambda seen: seen.here in _AWAY and seen.there in _SPLIT,
+        lambda seen: seen.here in AWAY and seen.there in _SPLIT,
         Decision(
             Step.LOST,
             "QEMU at the source has ended, and the rest of the VM's memory with it: "
@@ -122,7 +129,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
         ),
     ),
     (
-        lambda seen: seen.here is Standing.ENDED and seen.there in _AWAY,
+        lambda seen: seen.here is Standing.ENDED and seen.there in AWAY,
         Decision(Step.LOST, "QEMU has ended on both hosts", looks=CONFIRMED),
     ),
     (
@@ -139,10 +146,31 @@ _RULES: Final[tuple[_Rule, ...]] = (
     ),
     # --- its memory is on both hosts
     (
-        lambda seen: seen.there in _AWAY and seen.here in _SPLIT,
+        lambda seen: seen.there in AWAY and seen.here in _SPLIT and seen.never_executed,
+        Decision(
+            Step.GO_ON_HERE,
+            "QEMU at the destination has ended, and the VM never executed there",
+            looks=CONFIRMED,
+        ),
+    ),
+    (
+        lambda seen: seen.there in AWAY and seen.here in _SPLIT,
         Decision(
             Step.LOST,
             "QEMU at the destination has ended, and with it what the VM has done since the switch",
+            looks=CONFIRMED,
+        ),
+    ),
+    (
+        lambda seen: (
+            seen.there is Standing.SWITCHING
+            and seen.given_up
+            and seen.relay_here is Carrier.GONE
+            and seen.relay_there is Carrier.ALIVE
+        ),
+        Decision(
+            Step.END_THERE,
+            "QEMU at the source has given up handing it over: the destination's waits for nothing",
             looks=CONFIRMED,
         ),
     ),
@@ -226,6 +254,7 @@ _AFTER: Final[Mapping[tuple[State, Step], State]] = {
     (State.CLEARING, Step.WAIT): State.CLEARING,
     (State.RESUMING, Step.WAIT): State.FOLLOWED,
     (State.STOPPED, Step.WAIT): State.STOPPED,
+    **{(state, Step.GO_ON_HERE): State.CLEARING for state in _LIVE},
     **{(state, Step.MOVED): State.MOVED for state in (*_LIVE, State.STOPPED)},
     **{(state, Step.STAYED): State.STAYED for state in (*_LIVE, State.STOPPED)},
     **{(state, Step.LOST): State.LOST for state in (*_LIVE, State.STOPPED)},

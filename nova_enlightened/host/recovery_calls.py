@@ -14,7 +14,7 @@ from nova_enlightened.host import departure as leaving
 from nova_enlightened.host.departures import Departure, Departures
 from nova_enlightened.host.recoveries import Recoveries
 from nova_enlightened.host.recovering import GONE_S, Recovery
-from nova_enlightened.host.recovery import Carrier
+from nova_enlightened.host.recovery import AWAY, Carrier
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
 from nova_enlightened.host.spare_monitor import monitor_path
 from nova_enlightened.transfer.spec import RelaySpec
@@ -119,7 +119,10 @@ class RecoveryCalls:
         spec = relays.specification(self._top, migration, "destination")
         domain = standing.of(lookup(self._connection, instance))
         carrier = Carrier.GONE if spec is None else relays.carrier(spec)[0]
-        return {"domain": domain.value, "relay": carrier.value}
+        said: dict[str, Any] = {"domain": domain.value, "relay": carrier.value}
+        if domain in AWAY:
+            said["executed"] = arrival_monitor.executed(monitor_path(self._top, instance))
+        return said
 
     def end_arrival(self, migration: str) -> None:
         """End the relay of one. :raises RelayError: it does not end."""

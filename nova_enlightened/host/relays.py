@@ -57,6 +57,10 @@ class RunningRelay:
         """Hand over newer guest knowledge, a file path. :raises RelayGone: it has ended."""
         control.ask(str(self.seen(self.spec.control)), "know", snapshot=snapshot)
 
+    def take_leave(self) -> None:
+        """Have a source's QEMU hear no more of its destination. :raises RelayGone: it has ended."""
+        control.ask(str(self.seen(self.spec.control)), "take_leave")
+
     def stop(self) -> None:
         """End the relay, which breaks a migration that still needs it."""
         try:

@@ -13,18 +13,22 @@ without this service starts there all the same, and nothing of QEMU's listens.
 
 import contextlib
 import logging
+import os
 import pathlib
 import queue
+import select
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 from xml.etree import ElementTree
 
 from nova_enlightened import exception
 from nova_enlightened.knowledge import domain_xml
-from nova_enlightened.stream.qmp import Answer, Greeting, QmpClient
+from nova_enlightened.stream.events import NeedData
+from nova_enlightened.stream.qmp import Answer, Greeting, Notice, QmpClient
 from nova_enlightened.transfer import unix_socket
 
 LOG = logging.getLogger(__name__)
@@ -32,6 +36,14 @@ LOG = logging.getLogger(__name__)
 RECONNECT_S: Final = 2
 CHARDEV: Final = "enlightened-recovery"
 ANSWER_S: Final = 5.0
+ENDS_S: Final = 30.0
+"""How long QEMU may take to end once it has closed its connection."""
+RESUME: Final = "RESUME"
+"""Told before the first of the VM's processors executes (``vm_prepare_start``), into the socket at
+once (``monitor/monitor.c``): QEMU cannot end in between without its having been told.
+"""
+_WAITS: Final = "inmigrate"
+_CREDENTIALS: Final = struct.Struct("3i")
 _READ: Final = 64 << 10
 
 
@@ -77,6 +89,7 @@ class SpareMonitor:
         self._listener: socket.socket | None = None
         self._changed = threading.Condition()
         self._connection: _Connection | None = None
+        self._connections = 0
         self._closed = False
 
     def open(self) -> None:
@@ -101,6 +114,21 @@ class SpareMonitor:
         """Whether QEMU has connected and takes commands out of band, within so many seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._ready is not None, seconds)
+
+    @property
+    def executed(self) -> bool | None:
+        """Whether the VM has executed in the QEMU that connected here; None: not known.
+
+        False is certain, and for ever: that process has ended, and was listened to from when it
+        waited for its migration to its end.
+        """
+        with self._changed:
+            connection = self._connection
+            if connection is None or self._connections > 1:
+                return None
+            if connection.resumed:
+                return True
+            return False if connection.heard_to_its_end else None
 
     def ask(
         self, command: str, seconds: float = ANSWER_S, *, out_of_band: bool = True, **words: Any
@@ -155,6 +183,7 @@ class SpareMonitor:
             connection = _Connection(sock)
             with self._changed:
                 former, self._connection = self._connection, connection
+                self._connections += 1
                 closed = self._closed
             if former is not None:
                 former.close()  # QEMU has one connection: the former has ended
@@ -167,9 +196,12 @@ class SpareMonitor:
 
     def _serve(self, connection: "_Connection") -> None:
         try:
-            for _ in connection.listen():
-                with self._changed:
-                    self._changed.notify_all()
+            with _process_at(connection.socket) as ends_within:
+                for _ in connection.listen():
+                    with self._changed:
+                        self._changed.notify_all()
+                connection.close()
+                connection.over = ends_within(ENDS_S)
         except (OSError, exception.StreamError) as error:
             LOG.warning("Monitor %s: %s", self.path, error)
         finally:
@@ -177,11 +209,17 @@ class SpareMonitor:
 
 
 class _Connection:
-    """One connection of QEMU's."""
+    """One connection of QEMU's.
+
+    :ivar resumed: the VM has executed, or is just about to.
+    :ivar over: QEMU has ended, and all it said was taken.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
-        self.ready = False
-        self._socket = sock
+        self.ready = self.resumed = self.over = False
+        self.socket = sock
+        self._first_question: int | None = None
+        self._waited = False  # for its migration, when it was first asked
         self._client = QmpClient()
         self._lock = threading.Lock()
         self._asked: dict[int, queue.SimpleQueue[Answer | None]] = {}
@@ -190,16 +228,21 @@ class _Connection:
 
     def listen(self) -> Iterator[None]:
         """Until it ends; yields once it may be asked. What QEMU says is taken all the time."""
-        while data := self._socket.recv(_READ):
+        while data := self.socket.recv(_READ):
             self._client.receive_data(data)
-            while isinstance(event := self._client.next_event(), Greeting | Answer):
+            while not isinstance(event := self._client.next_event(), NeedData):
                 if isinstance(event, Greeting):
                     self._negotiate(event)
+                elif isinstance(event, Notice):
+                    self.resumed |= event.name == RESUME
                 elif event.request == self._negotiation:
                     if event.error is not None:
                         raise exception.StreamError(f"QEMU negotiates nothing: {event.error}")
-                    self.ready = True
+                    self._begin()
                     yield
+                elif event.request == self._first_question:
+                    told = event.value if isinstance(event.value, dict) else {}
+                    self._waited = told.get("status") == _WAITS
                 else:
                     self._answered(event)
 
@@ -207,7 +250,19 @@ class _Connection:
         if not greeting.out_of_band:
             raise exception.StreamError("QEMU's monitor takes no command out of band")
         self._negotiation, words = self._client.request("qmp_capabilities", enable=["oob"])
-        self._socket.sendall(words)
+        self.socket.sendall(words)
+
+    def _begin(self) -> None:
+        """From here on it may be asked, and tells by itself. What was before, it is asked now."""
+        with self._lock:
+            self._first_question, words = self._client.request("query-status")
+            self.socket.sendall(words)
+            self.ready = True
+
+    @property
+    def heard_to_its_end(self) -> bool:
+        """Whether nothing was missed from when QEMU waited for its migration until it ended."""
+        return self.over and self._waited
 
     def _answered(self, answer: Answer) -> None:
         with self._lock:
@@ -225,7 +280,7 @@ class _Connection:
                 raise exception.MonitorSilent(f"{command}: QEMU has ended its connection")
             self._asked[number] = answered
             try:
-                self._socket.sendall(said)
+                self.socket.sendall(said)
             except OSError as error:
                 del self._asked[number]
                 raise exception.MonitorSilent(f"{command}: {error}") from error
@@ -246,10 +301,25 @@ class _Connection:
         """End it; who waits for an answer gets none."""
         self.ready = False
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
         with self._lock:
             self._open = False
             for waiting in self._asked.values():
                 waiting.put(None)
             self._asked.clear()
-            self._socket.close()
+            self.socket.close()
+
+
+@contextlib.contextmanager
+def _process_at(sock: socket.socket) -> Iterator[Callable[[float], bool]]:
+    """Tells whether the process that connected ends within so many seconds; False: or it hides."""
+    try:
+        told = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        descriptor = os.pidfd_open(_CREDENTIALS.unpack(told)[0])
+    except OSError:
+        yield lambda seconds: False
+        return
+    try:
+        yield lambda seconds: bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)

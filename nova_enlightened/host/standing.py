@@ -55,10 +55,28 @@ def of_state(state: int, reason: int) -> Standing:
 
 def of(lookup: Callable[[], Any]) -> Standing:
     """How the domain stands that `lookup` finds, which may raise ``libvirtError``."""
+    return _read(lookup, of_state)
+
+
+def at_source(lookup: Callable[[], Any]) -> Standing:
+    """The same of a domain that leaves.
+
+    Its processors stand still from the switch on. One that executes has all its memory, though
+    libvirt may still call its post-copy failed; see :mod:`.staying`.
+    """
+    return _read(lookup, _of_leaving)
+
+
+def _of_leaving(state: int, reason: int) -> Standing:
+    running = state == libvirt.VIR_DOMAIN_RUNNING
+    return Standing.EXECUTES if running else of_state(state, reason)
+
+
+def _read(lookup: Callable[[], Any], judge: Callable[[int, int], Standing]) -> Standing:
     try:
         state, reason = lookup().state()
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return Standing.GONE
         return Standing.UNKNOWN
-    return of_state(state, reason)
+    return judge(state, reason)

@@ -85,6 +85,11 @@ class MigrationStream:
         return self._grammar.state is State.RAM
 
     @property
+    def in_package(self) -> bool:
+        """Whether the rest of the device state follows, and with it the order to run."""
+        return self._grammar.state is State.PACKAGE
+
+    @property
     def block(self) -> str | None:
         """The RAM block named last, which a continued record means."""
         return self._grammar.block

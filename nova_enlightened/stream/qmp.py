@@ -15,6 +15,7 @@ from nova_enlightened.stream.events import NEED_DATA, NeedData
 
 MAX_MESSAGE: Final = 256 << 10
 """Bytes of one message: none of those asked for here has more than a few thousand."""
+MAX_NAME: Final = 64
 OUT_OF_BAND: Final = "oob"
 
 
@@ -34,6 +35,13 @@ class Answer:
     error: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Notice:
+    """What QEMU tells unasked, by its name."""
+
+    name: str
+
+
 class QmpClient:
     """One connection."""
 
@@ -47,8 +55,8 @@ class QmpClient:
         """What QEMU sent; take all events before the next of it."""
         self._unread += data
 
-    def next_event(self) -> Greeting | Answer | NeedData:
-        """What was said next; what QEMU tells unasked is passed over.
+    def next_event(self) -> Greeting | Answer | Notice | NeedData:
+        """What was said next.
 
         :raises StreamError: no QMP, or a message above :data:`MAX_MESSAGE`.
         """
@@ -56,7 +64,7 @@ class QmpClient:
             if not self._greeted:
                 return self._greeting(message)
             if "event" in message:
-                continue
+                return Notice(str(message["event"])[:MAX_NAME])
             number = message.get("id")
             if isinstance(number, int):
                 return _answer(number, message)

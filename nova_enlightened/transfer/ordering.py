@@ -105,6 +105,13 @@ class OrderedMigration:
         """Pages the guest waits for that QEMU has not sent yet."""
         return self._injector.awaited if self._injector is not None else 0
 
+    @property
+    def handing_over(self) -> bool:
+        """The source's processors stand still, and the order to run has not been read."""
+        return self.phase is Phase.PRECOPY and any(
+            stream.in_package for stream in self._streams.values()
+        )
+
     def distance(self, channel: int) -> int | None:
         """Bytes to read at most before :meth:`resequence` is tried again; None: any number."""
         stream = self._streams.get(channel)

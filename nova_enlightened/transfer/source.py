@@ -14,12 +14,13 @@ from nova_enlightened.plan.in_flight import QUEUE, TARGET_S
 from nova_enlightened.plan.injector import Worth
 from nova_enlightened.plan.transfer_plan import Pages
 from nova_enlightened.plan.window import RESEQUENCED, WindowLimits
+from nova_enlightened.stream import encode
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer import unix_socket
 from nova_enlightened.transfer.niceness import FAIR, set_niceness
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
 from nova_enlightened.transfer.planning import Planner
-from nova_enlightened.transfer.qemu_socket import QemuSocket
+from nova_enlightened.transfer.qemu_socket import READ_SIZE, QemuSocket
 from nova_enlightened.transfer.relay import MAIN, SMALL_READ, Relay
 from nova_enlightened.transfer.resequencer import Resequencer
 from nova_enlightened.transfer.spec import RelaySpec
@@ -81,6 +82,7 @@ class SourceRelay(Relay):
         self._plan_error: str | None = None
         self._resequencer: Resequencer | None = None
         self._resequenced = False
+        self._scratch: memoryview | None = None  # of what nobody will need
 
     def _take_gait(self, gait: Gait) -> None:
         self._gait = gait
@@ -120,6 +122,8 @@ class SourceRelay(Relay):
     # -- the main channel after the switch ----------------------------------------------------
 
     def _may_read(self, channel: int) -> bool:
+        if self._scratch is not None:
+            return self._ordered.phase is not Phase.POSTCOPY
         sequencer = self._resequencer
         if channel != MAIN or sequencer is None:
             return super()._may_read(channel)
@@ -133,6 +137,9 @@ class SourceRelay(Relay):
         return not self._ordered.pulling and sequencer.held < AHEAD
 
     def _read_qemu(self, channel: QemuSocket) -> None:
+        if self._scratch is not None:
+            self._hands_over()
+            return
         after_switch = self._ordered.phase is Phase.POSTCOPY and not self._resequenced
         if channel.channel != MAIN or not after_switch:
             super()._read_qemu(channel)
@@ -236,8 +243,26 @@ class SourceRelay(Relay):
     def _peer_absent(self, reason: str) -> None:
         # Until the switch QEMU can go back. Afterwards only the link's return is better than
         # QEMU's own recovery, which is for those to begin who see both hosts.
-        if self._ordered.phase in (Phase.WAITING, Phase.PRECOPY):
+        if self._ordered.phase in (Phase.WAITING, Phase.PRECOPY) and not self._hands_over():
             self._end_link(f"the destination's relay has ended: {reason}")
+
+    def _hands_over(self) -> bool:
+        """Whether QEMU has begun to hand the guest over, to a destination that is gone.
+
+        Closed now, its socket would have it pause for good where it has sent the last of its device
+        state, and left open have it stand still for ever where it has not. So that is taken, and
+        goes nowhere: a destination that lacks a part of it can never run the guest.
+        """
+        main = self._channels.get(MAIN)
+        self._scratch = self._scratch or memoryview(bytearray(READ_SIZE))
+        while main is not None and main.read_open and self._may_read(MAIN):
+            count = main.read_into(self._scratch)
+            if count is None:
+                break
+            if count == 0:
+                self._end_outgoing(main)
+            self._outgoing(MAIN, self._scratch[:count])
+        return self._ordered.handing_over or self._ordered.phase is Phase.POSTCOPY
 
     def _refuse_stream(self, error: exception.StreamError) -> None:
         """Impossible lengths: carrying on would feed QEMU nonsense."""
@@ -245,6 +270,8 @@ class SourceRelay(Relay):
         self.request_stop(str(error))
 
     def _work(self, now: float) -> None:
+        if self._scratch is not None:
+            return
         if self._gait is BULK and self._ordered.phase is Phase.POSTCOPY:
             self._take_gait(URGENT)
         self._plan()
@@ -273,7 +300,14 @@ class SourceRelay(Relay):
             LOG.warning("No plan, QEMU's own order stays: %s", self._plan_error)
 
     def _calls(self) -> dict[str, Any]:
-        return {**super()._calls(), "know": self._know}
+        return {**super()._calls(), "know": self._know, "take_leave": self._take_leave}
+
+    def _take_leave(self) -> dict[str, Any]:
+        """Have QEMU's return path end as if its destination had said its last word."""
+        main = self._channels.get(MAIN)
+        if main is not None:
+            main.write(encode.shut())
+        return {}
 
     def _know(self, snapshot: str) -> dict[str, Any]:
         self._planner.know(snapshot)

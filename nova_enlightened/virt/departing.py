@@ -192,7 +192,7 @@ class DepartingDriver(GuardedDriver):
     def _standing(self, uuid: str) -> Standing:
         """How its domain stands here."""
         try:
-            return standing.of(lambda: self._domain(uuid))
+            return standing.at_source(lambda: self._domain(uuid))
         except nova_exception.HypervisorUnavailable:
             return Standing.UNKNOWN
 

@@ -116,6 +116,22 @@ def test_it_ends_with_the_vm(arrival: Arrival, qemu: Qemu) -> None:
     assert not arrival.monitor.exists()
 
 
+def test_nobody_says_that_a_vm_never_executed_while_its_qemu_is_there(
+    arrival: Arrival, qemu: Qemu, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["executed", arrival.top, INSTANCE]) == 0
+    assert capsys.readouterr().out == "null\n"
+
+
+def test_it_says_that_a_vm_has_executed(
+    arrival: Arrival, qemu: Qemu, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qemu.say({"event": "RESUME", "data": {}, "timestamp": {}})
+    until(lambda: arrival_monitor.executed(str(arrival.monitor)))
+    assert command.main(["executed", arrival.top, INSTANCE]) == 0
+    assert capsys.readouterr().out == "true\n"
+
+
 def test_it_ends_when_qemu_says_that_the_last_page_has_crossed(
     arrival: Arrival, qemu: Qemu
 ) -> None:

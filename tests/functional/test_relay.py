@@ -35,7 +35,13 @@ HOT = range(100, 140)
 BLOCK = ev.RamBlock("pc.ram", PAGES * TARGET_PAGE, TARGET_PAGE)
 
 
-def stream_up_to_run() -> bytes:
+DEVICE_STATE = bytes(4 << 20)
+"""More than sockets and the link hold."""
+BEGUN = 64 << 10
+"""Bytes up to somewhere in it."""
+
+
+def stream_up_to_run(device_state: bytes = b"device state") -> bytes:
     return b"".join((
         encode.header(),
         encode.configuration(ev.Configuration("pc-i440fx-7.2")),
@@ -45,7 +51,7 @@ def stream_up_to_run() -> bytes:
         encode.ram_end(),
         encode.footer(2),
         encode.ram_discard("pc.ram", [(0, PAGES * TARGET_PAGE)]),
-        encode.postcopy_package(b"device state"),
+        encode.postcopy_package(device_state),
     ))  # fmt: skip
 
 
@@ -288,6 +294,42 @@ def test_relays_that_run_are_found_by_their_directory(played: Played) -> None:
     received(played.destination, len(stream_up_to_run()))
     parent = os.path.dirname(played.relays[0].spec.run_directory)
     assert {relay.pid for relay in relays.running(parent)} == {r.pid for r in played.relays}
+
+
+@pytest.fixture
+def handed_over(tmp_path: pathlib.Path) -> Iterator[tuple[socket.socket, relays.RunningRelay]]:
+    """A source that has sent a part of its device state, and whose destination's relay is gone."""
+    link = relays.listen_link("127.0.0.1", 0)
+    here, there = specs(tmp_path, link.getsockname()[1])
+    with contextlib.ExitStack() as stack:
+        incoming = stack.enter_context(unix_socket.listen(there.socket))
+        incoming.settimeout(TIMEOUT_S)
+        pair = stack.enter_context(pair_of(here, there, link))
+        source = stack.enter_context(socket.socket(socket.AF_UNIX))
+        source.settimeout(TIMEOUT_S)
+        source.connect(here.socket)
+        source.sendall(stream_up_to_run(DEVICE_STATE)[:BEGUN])
+        destination = stack.enter_context(incoming.accept()[0])
+        destination.settimeout(TIMEOUT_S)
+        received(destination, BEGUN)
+        _end(pair[1].pid)
+        yield source, pair[0]
+
+
+def test_a_source_that_hands_over_to_nobody_is_not_held_up(
+    handed_over: tuple[socket.socket, relays.RunningRelay],
+) -> None:
+    source, relay = handed_over
+    source.sendall(stream_up_to_run(DEVICE_STATE)[BEGUN:])
+    assert relays.carrier(relay.spec)[0] is relays.Carrier.ALIVE
+
+
+def test_it_hears_its_destinations_last_word_when_the_relay_takes_leave(
+    handed_over: tuple[socket.socket, relays.RunningRelay],
+) -> None:
+    source, relay = handed_over
+    relay.take_leave()
+    assert received(source, len(encode.shut())) == encode.shut()
 
 
 def test_a_stranger_on_the_link_never_reaches_qemu(tmp_path: pathlib.Path) -> None:

@@ -3,17 +3,18 @@
 
 import pathlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import libvirt
 import pytest
 
 from nova_enlightened import exception
-from nova_enlightened.host import recovering, relays, resuming
+from nova_enlightened.host import recovering, relays, resuming, staying
 from nova_enlightened.host.departure import Peer
 from nova_enlightened.host.departures import Departure, Departures
 from nova_enlightened.host.recoveries import Recoveries
-from nova_enlightened.host.recovering import Recovery, There
+from nova_enlightened.host.recovering import STAYS, Recovery, There
 from nova_enlightened.host.recovery import CONFIRMED, Carrier, State
 from nova_enlightened.host.standing import Standing
 from nova_enlightened.transfer.spec import RelaySpec
@@ -47,6 +48,7 @@ class Scene:
         self.ended: list[str] = []
         self.started: list[str] = []
         self.undefined = 0
+        self.went_on = 0
         self.refuses = False
         self.listens = False
         self.resumed: list[str] = []
@@ -58,6 +60,8 @@ class Scene:
         monkeypatch.setattr(relays, "carrier", lambda spec: (self.relay_here, self.status))
         monkeypatch.setattr(relays, "linked", lambda relay, patience: None)
         monkeypatch.setattr(resuming, "resume", self.resume)
+        monkeypatch.setattr(staying, "go_on", self.go_on)
+        monkeypatch.setattr(relays.RunningRelay, "take_leave", lambda relay: None)
         monkeypatch.setattr(relays, "end", lambda spec, patience, pid=0: self.ended.append("here"))
         self.one = self.recovery(DEPARTURE)
 
@@ -123,6 +127,12 @@ class Scene:
     def listen_again(self, departure: Departure, migration: str) -> None:
         if not self.listens:
             raise exception.RelayGone("no second monitor")
+
+    def go_on(self, domain: Any, end_relay: Callable[[], None]) -> None:
+        self.went_on += 1
+        if self.refuses:
+            raise exception.LibvirtError("QEMU at the source has paused")
+        self.state_here = (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED)
 
     def resume(self, domain: Any, path: str) -> None:
         self.resumed.append(path)
@@ -228,6 +238,23 @@ def test_a_vm_whose_destination_is_dead_is_lost_and_says_why(scene: Scene) -> No
     assert scene.turns() is State.LOST
     assert "destination has ended" in scene.one.why
     assert not scene.calls
+
+
+def test_a_vm_that_never_executed_there_goes_on_here_and_stayed(scene: Scene) -> None:
+    scene.there = There(Standing.GONE, Carrier.GONE, never_executed=True)
+    assert scene.turns() is State.CLEARING
+    assert scene.went_on == 1
+    assert scene.ended == ["here"]
+    assert scene.turns() is State.STAYED
+
+
+def test_a_vm_that_cannot_go_on_here_is_lost_after_some_attempts(scene: Scene) -> None:
+    scene.there = There(Standing.GONE, Carrier.GONE, never_executed=True)
+    scene.refuses = True
+    assert scene.turns(CONFIRMED + STAYS) is State.CLEARING
+    assert scene.went_on == STAYS
+    assert "has paused" in scene.one.trouble
+    assert scene.turns() is State.LOST
 
 
 def test_a_vm_whose_source_is_dead_is_lost_and_says_why(scene: Scene) -> None:

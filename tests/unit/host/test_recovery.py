@@ -14,9 +14,7 @@ CARRIED = Seen(Standing.POSTCOPY, Standing.POSTCOPY, Carrier.ALIVE, Carrier.ALIV
 BROKEN = Seen(Standing.FAILED, Standing.FAILED, Carrier.GONE, Carrier.GONE)
 EVERYTHING = [
     Seen(*seen)
-    for seen in itertools.product(
-        Standing, Standing, Carrier, Carrier, (False, True), (False, True), (False, True)
-    )
+    for seen in itertools.product(Standing, Standing, Carrier, Carrier, *[(False, True)] * 5)
 ]
 
 
@@ -81,6 +79,26 @@ def test_a_destination_that_ended_has_lost_the_vm_and_the_source_is_not_started_
         assert step(BROKEN, here=here, there=Standing.GONE) is Step.LOST
 
 
+def test_a_vm_that_never_executed_at_its_destination_goes_on_at_its_source() -> None:
+    for there in (Standing.GONE, Standing.ENDED):
+        found = decide(dataclasses.replace(CARRIED, there=there, never_executed=True))
+        assert (found.step, found.looks) == (Step.GO_ON_HERE, recovery.CONFIRMED)
+
+
+def test_it_goes_on_nowhere_else_and_in_no_doubt() -> None:
+    for seen in EVERYTHING:
+        if decide(seen).step is Step.GO_ON_HERE:
+            assert seen.never_executed
+            assert seen.there in (Standing.GONE, Standing.ENDED)
+            assert seen.here in (Standing.POSTCOPY, Standing.FAILED, Standing.SWITCHING)
+
+
+def test_a_destination_that_waits_for_a_source_that_gave_up_is_ended() -> None:
+    waits = dataclasses.replace(CARRIED, there=Standing.SWITCHING, relay_here=Carrier.GONE)
+    assert step(waits, given_up=True) is Step.END_THERE
+    assert step(waits, given_up=True, relay_here=Carrier.ALIVE) is Step.WAIT
+
+
 def test_a_vm_that_executes_at_its_source_stayed_there() -> None:
     assert step(BROKEN, here=Standing.EXECUTES, there=Standing.GONE) is Step.STAYED
 
@@ -118,8 +136,8 @@ def test_a_vm_is_called_lost_only_by_hosts_that_answer() -> None:
             assert Standing.UNKNOWN not in (seen.here, seen.there), seen
 
 
-def test_no_step_starts_a_vm() -> None:
-    assert {one.value for one in Step} == {
+def test_one_step_only_starts_a_vm() -> None:
+    assert {one.value for one in Step} - {Step.GO_ON_HERE.value} == {
         "wait", "end the source's relay", "end the destination's relay", "resume",
         "moved", "stayed", "lost",
     }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from nova_enlightened.exception import StreamError
 from nova_enlightened.stream.events import NEED_DATA
-from nova_enlightened.stream.qmp import MAX_MESSAGE, Answer, Greeting, QmpClient
+from nova_enlightened.stream.qmp import MAX_MESSAGE, Answer, Greeting, Notice, QmpClient
 
 GREETING = b'{"QMP": {"version": {}, "capabilities": ["oob"]}}\r\n'
 
@@ -50,8 +50,9 @@ def test_a_declined_request_has_qemus_words(client: QmpClient) -> None:
     assert client.next_event() == Answer(3, None, "not paused")
 
 
-def test_events_are_passed_over(client: QmpClient) -> None:
+def test_what_qemu_tells_unasked_is_told_by_its_name(client: QmpClient) -> None:
     client.receive_data(b'{"event": "STOP", "timestamp": {}}\r\n{"return": 1, "id": 7}\r\n')
+    assert client.next_event() == Notice("STOP")
     assert client.next_event() == Answer(7, 1, None)
 
 
