@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     executed.add_argument("directory", help="directory that holds the relays' run directories")
     executed.add_argument("instance", help="UUID of the domain")
+    executed.add_argument("migration", help="UUID of the migration by which it arrived")
     return parser
 
 
@@ -104,7 +105,7 @@ def _monitored(spec: RelaySpec) -> Callable[[], None]:
         return lambda: None
     from nova_enlightened.host import arrival_monitor
 
-    return arrival_monitor.beside(spec.monitor, spec.socket)
+    return arrival_monitor.beside(spec.monitor, spec.socket, spec.migration)
 
 
 def _start(config_files: Sequence[str]) -> int:
@@ -155,11 +156,11 @@ def _recover(directory: str, instance: str, migration: str) -> int:
     return 0
 
 
-def _executed(directory: str, instance: str) -> int:
+def _executed(directory: str, instance: str, migration: str) -> int:
     from nova_enlightened.host import arrival_monitor
     from nova_enlightened.host.spare_monitor import monitor_path
 
-    print(json.dumps(arrival_monitor.executed(monitor_path(directory, instance))))
+    print(json.dumps(arrival_monitor.executed(monitor_path(directory, instance), migration)))
     return 0
 
 
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "recover":
             return _recover(arguments.directory, arguments.instance, arguments.migration)
         if arguments.command == "executed":
-            return _executed(arguments.directory, arguments.instance)
+            return _executed(arguments.directory, arguments.instance, arguments.migration)
         return _stop(arguments.directory, arguments.migration, arguments.wait)
     except exception.EnlightenedError as error:
         print(f"nova-enlightened-relay: {error}", file=sys.stderr)

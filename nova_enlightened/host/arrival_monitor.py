@@ -37,17 +37,17 @@ more, out of band either (``monitor/qmp.c``): the next is asked when this one is
 """
 ALONE_S: Final = 5.0
 """Without relay and QEMU there is nothing to wait for; QEMU looks for somebody more often."""
-WITNESS_S: Final = 600.0
+WITNESS_S: Final = 300.0
 """But there is something to tell, where QEMU has ended and the VM never executed in it."""
 _COMPLETE: Final = b"\1"
 
 
-def beside(monitor: str, stream: str) -> Callable[[], None]:
+def beside(monitor: str, stream: str, migration: str) -> Callable[[], None]:
     """Have such a process beside this one, which is about to be the destination's relay.
 
     To be called before there are threads.
 
-    :param monitor, stream: ``RelaySpec.monitor`` and ``RelaySpec.socket``.
+    :param monitor, stream, migration: of the specification: ``monitor``, ``socket``, ``migration``.
     :returns: to be called when the last page has crossed: it is not needed any more.
     """
     _end_former(monitor)
@@ -62,7 +62,7 @@ def beside(monitor: str, stream: str) -> Callable[[], None]:
         os.closerange(3, reader)
         os.closerange(reader + 1, os.sysconf("SC_OPEN_MAX"))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        ArrivalMonitor(monitor, stream, reader).run()
+        ArrivalMonitor(monitor, stream, migration, reader).run()
         status = 0
     except BaseException:  # it must not return into what is the relay's
         LOG.exception("The second monitor of %s ends", monitor)
@@ -80,13 +80,15 @@ def recover(monitor: str, uri: str) -> None:
     control.ask(control_path(monitor), "recover", uri=uri)
 
 
-def executed(monitor: str) -> bool | None:
-    """Whether the VM that arrived has executed; see :attr:`.SpareMonitor.executed`.
+def executed(monitor: str, migration: str) -> bool | None:
+    """Whether the VM has executed that arrived; see :attr:`.SpareMonitor.executed`.
 
-    :param monitor: ``RelaySpec.monitor``. None where nobody can tell.
+    :param monitor: ``RelaySpec.monitor``.
+    :param migration: by which it arrived. Of another arrival of the same VM nothing is said.
+    :returns: None where nobody can tell.
     """
     try:
-        told = control.ask(control_path(monitor), "executed").get("executed")
+        told = control.ask(control_path(monitor), "executed", migration=migration).get("executed")
     except exception.RelayError:
         return None
     return told if isinstance(told, bool) else None
@@ -117,14 +119,21 @@ class ArrivalMonitor:
 
     :param path: where QEMU connects its second monitor.
     :param stream: where it listens for its stream: a file of its own, which tells who it is.
+    :param migration: by which the VM arrives.
     :param relay: end of a pipe that the relay holds.
     """
 
     def __init__(
-        self, path: str, stream: str, relay: int, clock: Callable[[], float] = time.monotonic
+        self,
+        path: str,
+        stream: str,
+        migration: str,
+        relay: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = pathlib.Path(path)
         self._stream = stream
+        self._migration = migration
         self._relay = relay
         self._clock = clock
         self._selector = selectors.DefaultSelector()
@@ -204,8 +213,8 @@ class ArrivalMonitor:
         self._ended = True
         return {}
 
-    def _executed(self) -> dict[str, Any]:
-        return {"executed": self._monitor.executed}
+    def _executed(self, migration: str) -> dict[str, Any]:
+        return {"executed": self._monitor.executed if migration == self._migration else None}
 
     def _recover(self, uri: str) -> dict[str, Any]:
         deadline = self._clock() + PAUSE_S

@@ -115,7 +115,7 @@ class CommandFarSide:
     def look(self, departure: Departure) -> There:
         """As libvirt and the relay there say."""
         domain = _at(departure)
-        never = domain in AWAY and self._never_executed(departure.instance)
+        never = domain in AWAY and self._never_executed(departure)
         return There(domain, self._carrier(departure.migration), never)
 
     def end_relay(self, departure: Departure) -> None:
@@ -135,9 +135,12 @@ class CommandFarSide:
         """Ask for it."""
         self._run("recover", self.top, departure.instance, migration)
 
-    def _never_executed(self, instance: str) -> bool:
+    def _never_executed(self, departure: Departure) -> bool:
+        if departure.migration is None:
+            return False
         try:
-            return json.loads(self._run("executed", self.top, instance)) is False
+            told = self._run("executed", self.top, departure.instance, departure.migration)
+            return json.loads(told) is False
         except (exception.RelayError, ValueError):
             return False
 

@@ -120,8 +120,9 @@ class RecoveryCalls:
         domain = standing.of(lookup(self._connection, instance))
         carrier = Carrier.GONE if spec is None else relays.carrier(spec)[0]
         said: dict[str, Any] = {"domain": domain.value, "relay": carrier.value}
-        if domain in AWAY:
-            said["executed"] = arrival_monitor.executed(monitor_path(self._top, instance))
+        if domain in AWAY and migration is not None:
+            monitor = monitor_path(self._top, instance)
+            said["executed"] = arrival_monitor.executed(monitor, migration)
         return said
 
     def end_arrival(self, migration: str) -> None:

@@ -119,7 +119,7 @@ def test_it_ends_with_the_vm(arrival: Arrival, qemu: Qemu) -> None:
 def test_nobody_says_that_a_vm_never_executed_while_its_qemu_is_there(
     arrival: Arrival, qemu: Qemu, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main(["executed", arrival.top, INSTANCE]) == 0
+    assert command.main(["executed", arrival.top, INSTANCE, MIGRATION]) == 0
     assert capsys.readouterr().out == "null\n"
 
 
@@ -127,9 +127,15 @@ def test_it_says_that_a_vm_has_executed(
     arrival: Arrival, qemu: Qemu, capsys: pytest.CaptureFixture[str]
 ) -> None:
     qemu.say({"event": "RESUME", "data": {}, "timestamp": {}})
-    until(lambda: arrival_monitor.executed(str(arrival.monitor)))
-    assert command.main(["executed", arrival.top, INSTANCE]) == 0
+    until(lambda: arrival_monitor.executed(str(arrival.monitor), MIGRATION))
+    assert command.main(["executed", arrival.top, INSTANCE, MIGRATION]) == 0
     assert capsys.readouterr().out == "true\n"
+
+
+def test_it_says_nothing_of_another_arrival(arrival: Arrival, qemu: Qemu) -> None:
+    qemu.say({"event": "RESUME", "data": {}, "timestamp": {}})
+    until(lambda: arrival_monitor.executed(str(arrival.monitor), MIGRATION))
+    assert arrival_monitor.executed(str(arrival.monitor), NEXT) is None
 
 
 def test_it_ends_when_qemu_says_that_the_last_page_has_crossed(
