@@ -20,12 +20,13 @@ import libvirt
 from oslo_config import cfg
 
 from nova_enlightened import exception
-from nova_enlightened.host import departure, hint_sources, relays, spare_monitor
+from nova_enlightened.host import departure, hint_sources, relays, spare_monitor, standing
 from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.eviction import Eviction, EvictionTimes, Route
 from nova_enlightened.host.far_sides import CommandFarSide
 from nova_enlightened.host.recovering import FarSide, Recovery
 from nova_enlightened.host.recovery import State
+from nova_enlightened.host.standing import Standing
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
 from nova_enlightened.transfer.spec import RelaySpec
 
@@ -211,17 +212,18 @@ class OrderedEviction:
         self._tell(KEEP_LIBVIRTD)
         following = _Following(self._recovery(source), self._pause)
 
-        def switched() -> None:
-            self._tell("switch to post-copy ordered")
-            following.start()
-
         route = Route(self._control_uri, uri, monitored=self._monitored(source))
-        eviction = Eviction(self._domain, route, on_switch=switched)
+        eviction = Eviction(
+            self._domain, route, on_switch=lambda: self._tell("switch to post-copy ordered")
+        )
         report.times = eviction.times
+        # Not only once the switch is accepted: QEMU may have switched, and wait for its destination
+        # with its monitor, before libvirt has the answer.
+        following.start()
         try:
             eviction.run()
         except exception.LibvirtError as error:
-            if eviction.times.switch_accepted is None:
+            if not self._has_left(ordered=eviction.times.switch_accepted is not None):
                 raise
             self._tell(f"libvirt follows it no more, which need mean nothing: {error}")
             self._outcome(following, error)
@@ -254,6 +256,14 @@ class OrderedEviction:
         except (exception.HintError, libvirt.libvirtError) as error:
             self._tell(f"no second monitor: {error}")
             return None
+
+    def _has_left(self, *, ordered: bool) -> bool:
+        """Whether the domain may be gone although libvirt failed.
+
+        :param ordered: the switch was accepted.
+        """
+        here = standing.at_source(self._lookup)
+        return here in standing.SWITCHED or (ordered and here is not Standing.EXECUTES)
 
     def _outcome(self, following: "_Following", error: exception.LibvirtError) -> None:
         """Wait for how it ends, which libvirt's error does not tell.

@@ -31,6 +31,14 @@ def ask(domain: Any, command: str, descriptors: Sequence[int] = (), **arguments:
     return answer["return"]
 
 
+def migration_status(domain: Any) -> str:
+    """QEMU's ``MigrationStatus`` of its last migration; ``none`` where there was none.
+
+    :raises LibvirtError: as :func:`ask`.
+    """
+    return str(ask(domain, "query-migrate").get("status", "none"))
+
+
 def ask_in_words(domain: Any, words: str) -> str:
     """The same of a command that only QEMU's monitor for people has.
 

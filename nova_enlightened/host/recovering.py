@@ -204,7 +204,9 @@ class Recovery:
             relayed=relayed,
             idle=idle,
             never_executed=there.never_executed and self._stays < STAYS,
-            given_up=there.domain is standing.Standing.SWITCHING and staying.given_up(self._lookup),
+            sends_no_more=(
+                there.domain is standing.Standing.SWITCHING and staying.sends_no_more(self._lookup)
+            ),
         )
 
     def _confirmed(self, decision: Decision) -> bool:

@@ -46,7 +46,7 @@ class Seen:
     :param relayed: through relays, not on a channel of QEMU's own.
     :param idle: no QEMU is connected to the source's relay, and none is about to be.
     :param never_executed: the VM has not executed in the destination's QEMU, which has ended.
-    :param given_up: QEMU at the source has: it sends no more.
+    :param sends_no_more: QEMU at the source does not; its migration has failed, or paused.
     """
 
     here: Standing
@@ -57,7 +57,7 @@ class Seen:
     relayed: bool = True
     idle: bool = False
     never_executed: bool = False
-    given_up: bool = False
+    sends_no_more: bool = False
 
 
 CONFIRMED: Final = 3
@@ -164,13 +164,13 @@ _RULES: Final[tuple[_Rule, ...]] = (
     (
         lambda seen: (
             seen.there is Standing.SWITCHING
-            and seen.given_up
+            and seen.sends_no_more
             and seen.relay_here is Carrier.GONE
             and seen.relay_there is Carrier.ALIVE
         ),
         Decision(
             Step.END_THERE,
-            "QEMU at the source has given up handing it over: the destination's waits for nothing",
+            "QEMU at the source sends no more of it: the destination's waits for nothing",
             looks=CONFIRMED,
         ),
     ),

@@ -26,5 +26,13 @@ def resume(domain: Any, path: str) -> None:
             connection.connect(path)
         except OSError as error:
             raise exception.LibvirtError(f"{path}: {error}") from error
-        qemu_monitor.ask(domain, "getfd", [connection.fileno()], fdname=NAME)
+        through(domain, connection)
+
+
+def through(domain: Any, connection: socket.socket) -> None:
+    """The same through a socket that is connected; QEMU has a duplicate of it.
+
+    :raises LibvirtError: QEMU declines.
+    """
+    qemu_monitor.ask(domain, "getfd", [connection.fileno()], fdname=NAME)
     qemu_monitor.ask(domain, "migrate", uri=f"fd:{NAME}", resume=True)

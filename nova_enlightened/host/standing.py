@@ -27,6 +27,9 @@ class Standing(enum.StrEnum):
     """libvirt does not answer."""
 
 
+SWITCHED: Final = frozenset({Standing.POSTCOPY, Standing.FAILED})
+"""At the source: the switch was made, whether or not libvirt has told who asked for it."""
+
 _BY_STATE: Final[Mapping[tuple[int, int], Standing]] = {
     (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY): Standing.POSTCOPY,
     (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED): Standing.FAILED,

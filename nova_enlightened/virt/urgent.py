@@ -8,7 +8,7 @@ import libvirt
 from oslo_log import log as logging
 
 from nova_enlightened import exception
-from nova_enlightened.host import spare_monitor
+from nova_enlightened.host import spare_monitor, standing
 from nova_enlightened.host.switch import PostCopySwitch
 from nova_enlightened.virt.decision import Decision, Kind, Reason
 from nova_enlightened.virt.outcome import End, Outcome
@@ -94,7 +94,7 @@ class UrgentGuest:
                 **arguments,
             )
         except libvirt.libvirtError as error:
-            if self._switched and not self._runs_here() and self._moved_after_all(error):
+            if self._has_switched() and not self._runs_here() and self._moved_after_all(error):
                 self.end("completed")
                 return
             self.end(f"failed: {error}")
@@ -140,6 +140,11 @@ class UrgentGuest:
         if not self._switched:
             self._switched = True
             self._on_switch()
+
+    def _has_switched(self) -> bool:
+        """Also where QEMU did before libvirt had its answer."""
+        at_source = standing.at_source(lambda: self._guest._domain)
+        return self._switched or at_source in standing.SWITCHED
 
     def _may_try_again(self, error: Any) -> bool:
         """Whether the guest runs here as if nothing had happened, and nobody asked it to stay.

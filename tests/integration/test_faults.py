@@ -349,8 +349,9 @@ def goes_on_at_its_source(lab: Lab, kept: Kept, fault: Fault) -> None:
         kept.lose()
 
 
-def test_a_relay_killed_while_it_is_handed_over(lab: Lab, kept: Kept) -> None:
-    goes_on_at_its_source(lab, kept, lambda departure: departure.kill_relay("destination"))
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_a_relay_killed_while_it_is_handed_over(lab: Lab, kept: Kept, side: str) -> None:
+    goes_on_at_its_source(lab, kept, lambda departure: departure.kill_relay(side))
 
 
 def test_libvirtd_of_the_destination_restarted_while_it_is_handed_over(

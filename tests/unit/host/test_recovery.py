@@ -93,10 +93,10 @@ def test_it_goes_on_nowhere_else_and_in_no_doubt() -> None:
             assert seen.here in (Standing.POSTCOPY, Standing.FAILED, Standing.SWITCHING)
 
 
-def test_a_destination_that_waits_for_a_source_that_gave_up_is_ended() -> None:
+def test_a_destination_that_waits_for_a_source_that_sends_no_more_is_ended() -> None:
     waits = dataclasses.replace(CARRIED, there=Standing.SWITCHING, relay_here=Carrier.GONE)
-    assert step(waits, given_up=True) is Step.END_THERE
-    assert step(waits, given_up=True, relay_here=Carrier.ALIVE) is Step.WAIT
+    assert step(waits, sends_no_more=True) is Step.END_THERE
+    assert step(waits, sends_no_more=True, relay_here=Carrier.ALIVE) is Step.WAIT
 
 
 def test_a_vm_that_executes_at_its_source_stayed_there() -> None:

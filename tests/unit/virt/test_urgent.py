@@ -37,6 +37,7 @@ class Domain:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.refuses = False
         self.stopped = threading.Event()
 
     def name(self) -> str:
@@ -44,14 +45,15 @@ class Domain:
 
     def migrateStartPostCopy(self, flags: int) -> None:
         self.asked += 1
-        if self.asked < 3:
+        if self.asked < 3 or self.refuses:
             raise Failure(libvirt.VIR_ERR_OPERATION_INVALID)
         if self.asked >= 5:
             self.stopped.set()
 
     def state(self) -> list[int]:
-        paused = self.stopped.is_set()
-        return [libvirt.VIR_DOMAIN_PAUSED if paused else libvirt.VIR_DOMAIN_RUNNING, 0]
+        if self.stopped.is_set():
+            return [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY]
+        return [libvirt.VIR_DOMAIN_RUNNING, 0]
 
 
 class Guest:
@@ -84,6 +86,12 @@ def aborted(domain: Domain) -> None:
 
 def lost(domain: Domain) -> None:
     assert domain.stopped.wait(TIMEOUT_S)
+    raise Failure
+
+
+def lost_before_libvirt_has_its_answer(domain: Domain) -> None:
+    domain.refuses = True
+    domain.stopped.set()
     raise Failure
 
 
@@ -173,6 +181,13 @@ def test_an_error_after_the_switch_is_no_failed_migration() -> None:
     story = Story(ORDERED, lost)
     story.run()
     assert story.told == ["switched", "completed"]
+    assert len(story.guest.calls) == 1
+
+
+def test_a_switch_counts_that_libvirt_has_not_told_of() -> None:
+    story = Story(ORDERED, lost_before_libvirt_has_its_answer)
+    story.run()
+    assert story.told == ["completed"]
     assert len(story.guest.calls) == 1
 
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stands in for a destination that has ended, so that QEMU at the source leaves its pause.
+
+QEMU whose post-copy has paused waits for a recovery, and for nothing else: cancelled then, it waits
+for good (``postcopy_pause`` of 7.2). So it gets one. Afterwards its migration is one that is under
+way, of which nothing has crossed and nothing is read, and can be ended.
+"""
+
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from nova_enlightened import exception
+from nova_enlightened.host import qemu_monitor, resuming
+from nova_enlightened.stream.empty_destination import EmptyDestination
+
+RECOVERS_S: Final = 5.0
+LOOK_S: Final = 0.05
+_READ: Final = 64 << 10
+# Name, page size, offset, used length: "pc.ram    4 KiB  0x0... 0x8000000 0x8000000 ..."
+_BLOCK: Final = re.compile(r"^\s*(\S+)\s+\d+ \w*B\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s", re.MULTILINE)
+
+
+@contextlib.contextmanager
+def recovered(domain: Any) -> Iterator[socket.socket]:
+    """QEMU's post-copy is under way again, towards the socket that is given.
+
+    To be called only where it is certain that the VM never executes elsewhere.
+
+    :param domain: at the source, ``libvirt.virDomain``; its post-copy has paused.
+    :raises LibvirtError: QEMU declines, or does not recover.
+    """
+    blocks = _blocks(domain)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            resuming.through(domain, theirs)
+        ours.settimeout(RECOVERS_S)
+        try:
+            _answer(ours, blocks)
+        except (OSError, exception.StreamError) as error:
+            raise exception.LibvirtError(f"QEMU at the source does not recover: {error}") from error
+        _until_active(domain)
+        yield ours
+
+
+def _answer(peer: socket.socket, blocks: Mapping[str, int]) -> None:
+    destination = EmptyDestination(blocks)
+    while not destination.resumed:
+        data = peer.recv(_READ)
+        if not data:
+            raise exception.StreamError("it has closed its connection")
+        peer.sendall(destination.receive_data(data))
+
+
+def _until_active(domain: Any) -> None:
+    deadline = time.monotonic() + RECOVERS_S
+    while (status := qemu_monitor.migration_status(domain)) != "postcopy-active":
+        if time.monotonic() > deadline:
+            raise exception.LibvirtError(f"QEMU at the source does not recover: it is {status}")
+        time.sleep(LOOK_S)  # only libvirt hears QEMU's events
+
+
+def _blocks(domain: Any) -> dict[str, int]:
+    """Length in bytes of QEMU's RAM blocks by name, which only the monitor for people tells."""
+    told = qemu_monitor.ask_in_words(domain, "info ramblock")
+    return {name: int(used, 16) for name, used in _BLOCK.findall(told)}
