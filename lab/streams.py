@@ -15,6 +15,7 @@ import libvirt
 from lab.errors import LabError
 from lab.hosts import Host
 from lab.saved import Saved, relocated
+from nova_enlightened.appliance.prefetch_order import Tail
 from nova_enlightened.host import capture, learning, players, publishing, streaming
 from nova_enlightened.host.publishing import Progress
 from nova_enlightened.host.streamed_xml import StreamedDisk, streamed_xml
@@ -164,6 +165,7 @@ def _spec(
         nbd_sockets={TARGET: f"{directory}/{TARGET}.sock"},
         cache_directory=cache,
         record=record,
+        tail=(Tail.FAULTED if planned else Tail.LINEAR).value,
     )
 
 

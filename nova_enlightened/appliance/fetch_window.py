@@ -12,7 +12,10 @@ bandwidth and round trip, and neither is told: both are measured, as BBR does fo
 * *round trip*: the least time an answer took, which small demanded fetches come close to;
 * the window is their product and one fetch, `GAIN` times. At first it doubles each round, until
   the bandwidth no longer grows by a quarter in two rounds. Later every `PROBE` rounds it is half as
-  large again for one round; if more is delivered then, it grows on as at first.
+  large again for one round; if more is delivered then, it grows on as at first;
+* for what nobody is known to want, `SHY` times the product, or two fetches: whatever the guest
+  turns out to want meanwhile finds hardly a queue. That tells nothing of the link, so the first
+  `PROBING` rounds of each `PROBE` use the window.
 """
 
 from collections import deque
@@ -27,7 +30,12 @@ GROWTH: Final = 1.25
 STALE: Final = 2
 """Rounds without growth that end the doubling."""
 
-FLOOR: Final = 128 * KIB
+SHY: Final = 0.8
+"""Of the product of the largest bandwidth seen, which a busy host, that takes answers in batches,
+makes a quarter more than there is: about as much as the link holds."""
+PROBING: Final = 2
+
+FLOOR: Final = 64 * KIB
 START: Final = 128 * KIB
 CAP: Final = 16 * 1024 * KIB
 LEAST_FETCH: Final = 16 * KIB
@@ -79,23 +87,37 @@ class FetchWindow:
         return self._window - self.outstanding
 
     @property
+    def spare(self) -> int:
+        """Bytes that may be asked for now of what nobody is known to want."""
+        if self._full or self.bandwidth is None or self.rtt is None:
+            return self.room
+        product = SHY * self.bandwidth * self.rtt
+        return max(int(product), 2 * self.fetch_limit) - self.outstanding
+
+    @property
+    def _full(self) -> bool:
+        return self._growing or self._round % PROBE < PROBING
+
+    @property
     def fetch_limit(self) -> int:
         """Bytes that one fetch should not exceed, now."""
         if self.bandwidth is None:
             return LEAST_FETCH
         return max(LEAST_FETCH, min(MOST_FETCH, int(self.bandwidth * FETCH_TIME)))
 
-    def sent(self, length: int, now: float, *, urgent: bool) -> Sent:
+    def sent(self, length: int, now: float, *, urgent: bool, spare: bool = False) -> Sent:
         """A fetch of `length` bytes is asked for.
 
         :param urgent: whatever the window says. How fast these come depends on how many there
             are, and says nothing of what the link could carry.
+        :param spare: nobody is known to want it.
         :returns: to be handed back when it ends.
         """
         if not self.outstanding:
             self._delivered_at = now
         self.outstanding += length
-        return Sent(now, self._delivered, self._delivered_at, self._round, not urgent)
+        telling = not urgent and (self._full or not spare)
+        return Sent(now, self._delivered, self._delivered_at, self._round, telling)
 
     def untold(self, length: int) -> None:
         """A fetch ended in a way that says nothing of the link: it failed, or took another."""

@@ -2,9 +2,9 @@
 """Playback decides what to fetch next while an appliance runs.
 
 Most wanted is what a guest waits for; then the rest of its cluster; then the plan, in its order;
-then everything else, front to back. Prefetching goes on while a guest waits: each fetch takes a
-round trip, and they overlap. What is under way is never asked for again, and what fails comes
-again in its turn.
+then everything else, first where the guest strays. Prefetching goes on while a guest waits: each
+fetch takes a round trip, and they overlap. What is under way is never asked for again, and what
+fails comes again in its turn.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ from nova_enlightened.appliance.holdings import HERE, IDLE, OUT, Holdings
 from nova_enlightened.appliance.layers import Chunks, Layers, Places
 from nova_enlightened.appliance.places import ApplianceSpace
 from nova_enlightened.appliance.prefetch import PrefetchPlan
-from nova_enlightened.appliance.prefetch_order import PrefetchOrder
+from nova_enlightened.appliance.prefetch_order import PrefetchOrder, Tail
 from nova_enlightened.exception import ApplianceError
 
 DEMAND_FETCH: Final = 64 * 1024
@@ -37,7 +37,7 @@ class Playback:
 
     :param layers: the plan's layer first, where there is one; the base layer last.
     :param plan: None: only demands, and the tail.
-    :param tail: whether to fetch what is in no plan, too.
+    :param tail: what to fetch of that which is in no plan.
     :raises ApplianceError: layers, plan and space do not fit each other.
     """
 
@@ -46,7 +46,7 @@ class Playback:
         space: ApplianceSpace,
         layers: Sequence[ChunkIndex],
         plan: PrefetchPlan | None = None,
-        tail: bool = True,
+        tail: Tail = Tail.FAULTED,
     ) -> None:
         self._layers = Layers(layers)
         if self._layers.places != space.places or (plan and plan.space_places != space.places):
@@ -156,6 +156,7 @@ class Playback:
             return False
         self._faults += 1
         self._demand(place)
+        self._order.faulted(place)
         wanted = self._holdings.wanted
         self._near += [chunk for chunk in self._order.cluster_of(place) if wanted(chunk)]
         return True
@@ -198,9 +199,13 @@ class Playback:
         if urgent_only or self._window.room <= 0:
             return None
         chunks = self._from_queue(self._near) or self._from_queue(self._again)
-        if chunks is None:
-            chunks = self._order.next(self._window.fetch_limit)
-        return None if chunks is None else self._ask(*chunks, now, urgent=False)
+        chunks = chunks or self._order.planned(self._window.fetch_limit)
+        if chunks is not None:
+            return self._ask(*chunks, now, urgent=False)
+        if self._window.spare <= 0:
+            return None
+        chunks = self._order.next(self._window.fetch_limit)
+        return None if chunks is None else self._ask(*chunks, now, urgent=False, spare=True)
 
     def _from_demands(self) -> tuple[int, int] | None:
         while self._demanded:
@@ -239,7 +244,7 @@ class Playback:
         """Whether a chunk that is wanted lies right behind the one before it."""
         return bool(self._layers.glued[chunk - 1]) and self._holdings.wanted(chunk)
 
-    def _ask(self, first: int, end: int, now: float, *, urgent: bool) -> Fetch:
+    def _ask(self, first: int, end: int, now: float, *, urgent: bool, spare: bool = False) -> Fetch:
         number = self._layers.layer_of(first)
         index = self._layers.indexes[number]
         chunk, last = first - self._layers.first[number], end - 1 - self._layers.first[number]
@@ -253,7 +258,7 @@ class Playback:
             urgent,
         )
         self._holdings.state[first:end] = OUT
-        sent = self._window.sent(fetch.length, now, urgent=urgent)
+        sent = self._window.sent(fetch.length, now, urgent=urgent, spare=spare)
         self._out[first] = fetch, self._window, sent
         return fetch
 

@@ -20,6 +20,7 @@ from nova_enlightened.appliance.manifest import Manifest, Object
 from nova_enlightened.appliance.places import ApplianceSpace
 from nova_enlightened.appliance.playback import Playback
 from nova_enlightened.appliance.prefetch import PrefetchPlan
+from nova_enlightened.appliance.prefetch_order import Tail
 from nova_enlightened.appliance.replay import (
     START_AT_ONCE,
     START_BUFFERED,
@@ -68,11 +69,19 @@ Way = tuple[str, Callable[[Case], Playback]]
 
 
 def _whole(case: Case) -> Playback:
-    return Playback(case.space, [case.base])
+    return Playback(case.space, [case.base], tail=Tail.LINEAR)
 
 
 def _demand(case: Case) -> Playback:
-    return Playback(case.space, [case.base], tail=False)
+    return Playback(case.space, [case.base], tail=Tail.NONE)
+
+
+def _faulted(case: Case) -> Playback:
+    return Playback(case.space, [case.base])
+
+
+def _planned_linear(case: Case) -> Playback:
+    return Playback(case.space, [case.layer, case.base], case.plan, tail=Tail.LINEAR)
 
 
 def _planned(case: Case) -> Playback:
@@ -83,6 +92,8 @@ WAYS: Final[dict[str, Way]] = {
     "whole": (START_COMPLETE, _whole),
     "demand": (START_AT_ONCE, _demand),
     "linear": (START_AT_ONCE, _whole),
+    "faulted": (START_AT_ONCE, _faulted),
+    "plan_linear": (START_AT_ONCE, _planned_linear),
     "plan": (START_AT_ONCE, _planned),
     "buffered": (START_BUFFERED, _planned),
 }

@@ -17,6 +17,7 @@ from oslo_config import cfg
 
 from nova_enlightened import exception
 from nova_enlightened.appliance.manifest import SHA256, TARGET, Manifest
+from nova_enlightened.appliance.prefetch_order import Tail
 from nova_enlightened.conf import streaming as options
 from nova_enlightened.host import players
 from nova_enlightened.host.appliance_run import Order, Phase, Run
@@ -202,7 +203,7 @@ class Appliances:
             nbd_sockets={target: f"{base}-{target}.nbd" for target, _ in manifest.disks},
             cache_directory=ours.cache_directory if ours.cache_limit else None,
             cache_limit=ours.cache_limit * MIB,
-            tail=ours.fetch_all,
+            tail=(Tail.FAULTED if ours.fetch_all else Tail.NONE).value,
             record=bool(trace and memory and plan is None and ours.fetch_all and ours.learn_time),
             connections=ours.connections,
             bandwidth_limit=ours.bandwidth_limit * 1e6 / BITS or None,

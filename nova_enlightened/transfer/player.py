@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from nova_enlightened import exception
+from nova_enlightened.appliance.prefetch_order import Tail
 from nova_enlightened.transfer import player_state, unix_socket
 from nova_enlightened.transfer.chunk_cache import ChunkCache
 from nova_enlightened.transfer.control import ControlServer
@@ -189,7 +190,7 @@ class Player:
             self._disks,
             self._fetchers,
             prefetch=not spec.record,
-            tail=spec.tail,
+            tail=Tail(spec.tail),
         )
         self._fetchers.start()
         self._open_disks()

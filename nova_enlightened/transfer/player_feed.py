@@ -17,6 +17,7 @@ from nova_enlightened import exception
 from nova_enlightened.appliance.chunks import ChunkIndex
 from nova_enlightened.appliance.fetches import Fetch
 from nova_enlightened.appliance.playback import Playback
+from nova_enlightened.appliance.prefetch_order import Tail
 from nova_enlightened.transfer.player_appliance import Appliance
 from nova_enlightened.transfer.player_disks import Disks
 from nova_enlightened.transfer.player_fetch import Fetched, Fetchers
@@ -48,7 +49,7 @@ class Feed:
         fetchers: Fetchers,
         *,
         prefetch: bool,
-        tail: bool,
+        tail: Tail,
     ) -> None:
         self._appliance = appliance
         self._memory = memory
@@ -67,9 +68,10 @@ class Feed:
         self.fatal: str | None = None
         """Why the VM cannot be started, if something failed before it was."""
 
-    def _made(self, prefetch: bool, tail: bool) -> Playback:
+    def _made(self, prefetch: bool, tail: Tail) -> Playback:
         plan = self._appliance.plan if prefetch else None
-        made = Playback(self._appliance.space, self._appliance.layers, plan, tail and prefetch)
+        tail = tail if prefetch else Tail.NONE
+        made = Playback(self._appliance.space, self._appliance.layers, plan, tail)
         for number, kept in enumerate(self._appliance.kept):
             made.have(number, kept)
         if self._memory is None:
@@ -86,7 +88,7 @@ class Feed:
         self.prefetch = True
         self._held.clear()
         self._retries = Retries()
-        self.playback = self._made(prefetch=True, tail=True)
+        self.playback = self._made(prefetch=True, tail=Tail.FAULTED)
         self.took_up()
         for waiting in (self._memory.waiting if self._memory else {}, self._disks.waiting):
             self.playback.faults(waiting)

@@ -8,6 +8,7 @@ import re
 from typing import Final, Self
 
 from nova_enlightened import exception
+from nova_enlightened.appliance.prefetch_order import Tail
 from nova_enlightened.transfer.process_spec import ProcessSpec
 
 CONNECTIONS: Final = 24
@@ -24,7 +25,7 @@ class PlayerSpec(ProcessSpec):
 
     :param store: URL of the store the appliance lies in.
     :param manifest: SHA-256 of the appliance's manifest, hexadecimal.
-    :param plan: SHA-256 of its prefetch plan; None: the linear tail only.
+    :param plan: SHA-256 of its prefetch plan; None: the tail only.
     :param qemu_socket: unix socket on which QEMU is told to listen (``migrate-incoming``, or
         ``migrate-recover`` when resuming); None: the disks only, for a VM that was shut off since.
     :param nbd_sockets: disk target to the unix socket its export is served on.
@@ -32,8 +33,8 @@ class PlayerSpec(ProcessSpec):
     :param cache_limit: bytes of it.
     :param record: a learning run: nothing is fetched that nobody asked for, so that the trace
         shows all that was touched.
-    :param tail: fetch also what neither the plan nor the guest asked for. Without it the VM
-        depends on the player until :meth:`fill` is asked of it.
+    :param tail: what to fetch of that which neither the plan nor the guest asked for, a value of
+        :class:`.Tail`. With ``none`` the VM depends on the player until it is told to fill.
     :param resume: take up a VM whose player was lost, after ``migrate-recover``.
     :param connections: to the store at once, 1 to 256.
     :param bandwidth_limit: bytes a second from the store; None: as fast as it goes.
@@ -47,7 +48,7 @@ class PlayerSpec(ProcessSpec):
     cache_directory: str | None = None
     cache_limit: int = CACHE_LIMIT
     record: bool = False
-    tail: bool = True
+    tail: str = Tail.FAULTED.value
     resume: bool = False
     connections: int = CONNECTIONS
     bandwidth_limit: float | None = None
@@ -56,6 +57,8 @@ class PlayerSpec(ProcessSpec):
         for digest in (self.manifest, self.plan):
             if digest is not None and not _SHA256.fullmatch(digest):
                 raise exception.ConfigError(f"player specification: {digest!r} is no SHA-256")
+        if self.tail not in [each.value for each in Tail]:
+            raise exception.ConfigError(f"player specification: tail {self.tail!r}")
         if not 1 <= self.connections <= 256:
             raise exception.ConfigError(f"player specification: {self.connections} connections")
         if self.cache_limit < 0 or (self.bandwidth_limit or 1.0) <= 0:

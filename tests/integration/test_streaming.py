@@ -254,7 +254,7 @@ def test_its_disk_is_equal_to_the_capture(start: Starter, tmp_path: Path) -> Non
 
 
 def test_it_may_be_suspended_and_resumed_while_it_streams(start: Starter) -> None:
-    streamed = start(tail=False)
+    streamed = start(tail="none")
     streamed.executing()
     streamed.domain.suspend()
     streamed.domain.resume()

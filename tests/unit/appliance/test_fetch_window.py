@@ -20,18 +20,18 @@ class Pipe:
         self._under_way = []
         self._count = 0
 
-    def _send(self, length, *, urgent):
-        sent = self.window.sent(length, self.now, urgent=urgent)
+    def _send(self, length, *, urgent, spare=False):
+        sent = self.window.sent(length, self.now, urgent=urgent, spare=spare)
         self.free = max(self.free, self.now + self.rtt / 2) + length / self.bandwidth
         self._count += 1
         heapq.heappush(self._under_way, (self.free + self.rtt / 2, self._count, length, sent))
 
-    def run(self, seconds):
+    def run(self, seconds, *, spare=False):
         """:returns: bytes a second that came."""
         began, before = self.now, self.delivered
         while self.now < began + seconds:
-            while self.window.room > 0:
-                self._send(self.window.fetch_limit, urgent=False)
+            while (self.window.spare if spare else self.window.room) > 0:
+                self._send(self.window.fetch_limit, urgent=False, spare=spare)
             self.now, _, length, sent = heapq.heappop(self._under_way)
             self.window.arrived(length, sent, self.now)
             self.delivered += length
@@ -49,6 +49,26 @@ def test_fills_the_link_there_is(bandwidth, rtt):
     pipe.run(4)
     assert pipe.run(4) > 0.97 * bandwidth
     assert pipe.window.bandwidth == pytest.approx(bandwidth, rel=0.05)
+
+
+@pytest.mark.parametrize("bandwidth, rtt", LINKS[:3])
+def test_what_nobody_is_known_to_want_leaves_hardly_a_queue_and_most_of_the_link_busy(
+    bandwidth, rtt
+):
+    pipe = Pipe(bandwidth, rtt)
+    pipe.run(4)
+    pipe.waits.clear()
+    assert pipe.run(60, spare=True) > 0.6 * bandwidth
+    waits = sorted(pipe.waits)
+    assert waits[len(waits) // 2] < 0.6 * rtt  # of which a half is its way to the store
+
+
+def test_a_link_that_became_slower_is_seen_while_nobody_wants_anything():
+    pipe = Pipe(12.5e6, 0.01)
+    pipe.run(4)
+    pipe.bandwidth /= 4
+    pipe.run(20, spare=True)
+    assert pipe.window.bandwidth == pytest.approx(pipe.bandwidth, rel=0.1)
 
 
 @pytest.mark.parametrize("bandwidth, rtt", LINKS[:3])

@@ -15,6 +15,7 @@ from nova_enlightened.appliance.manifest import Object
 from nova_enlightened.appliance.places import ApplianceSpace
 from nova_enlightened.appliance.playback import Playback
 from nova_enlightened.appliance.prefetch import PrefetchPlan
+from nova_enlightened.appliance.prefetch_order import Tail
 from nova_enlightened.exception import ApplianceError, ChunkIndexError
 from nova_enlightened.knowledge.space import PageSpace
 from tests.unit.appliance.appliances import Stored, random_contents
@@ -150,13 +151,21 @@ def test_the_tail_leaves_out_what_the_plan_brought():
 
 
 def test_without_a_tail_nothing_is_fetched_that_is_in_no_plan():
-    playback = Playback(SPACE, [LAYER, BASE], plan_of(), tail=False)
+    playback = Playback(SPACE, [LAYER, BASE], plan_of(), tail=Tail.NONE)
     drain(playback)
     assert np.flatnonzero(playback.present).tolist() == sorted(ORDER)
 
 
+def test_the_plan_comes_before_any_tail():
+    playback, clock = planned(), Clock()
+    playback.fault(301)
+    fetches = drain(playback, clock)
+    layers = [fetch.layer for fetch in fetches if not fetch.urgent]
+    assert layers == sorted(layers)
+
+
 def test_a_learning_run_fetches_what_is_demanded_and_nothing_else():
-    playback = Playback(SPACE, [BASE], tail=False)
+    playback = Playback(SPACE, [BASE], tail=Tail.NONE)
     assert playback.next(0.0) is None
     playback.fault(17)
     assert places_in(BASE, playback.next(0.0)) == [16, 17, 18, 19]
@@ -270,7 +279,7 @@ def test_a_place_under_way_in_another_layer_is_not_demanded_again():
 
 
 def test_a_place_demanded_twice_is_asked_for_once():
-    playback = Playback(SPACE, [BASE], tail=False)
+    playback = Playback(SPACE, [BASE], tail=Tail.NONE)
     playback.fault(5)
     playback.fault(5)
     assert playback.next(0.0) is not None

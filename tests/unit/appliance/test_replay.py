@@ -8,6 +8,7 @@ from nova_enlightened.appliance.manifest import Object
 from nova_enlightened.appliance.places import ApplianceSpace
 from nova_enlightened.appliance.playback import Playback
 from nova_enlightened.appliance.prefetch import make
+from nova_enlightened.appliance.prefetch_order import Tail
 from nova_enlightened.appliance.replay import (
     START_AT_ONCE,
     START_BUFFERED,
@@ -32,7 +33,7 @@ def run_of(touches, duration=10.0):
     return Trace("00" * 32, PLACES, int(duration * 1e6), True, times, places)
 
 
-def replay(touches, *, start=START_AT_ONCE, tail=False, seconds=20.0, link=LINK):
+def replay(touches, *, start=START_AT_ONCE, tail=Tail.NONE, seconds=20.0, link=LINK):
     playback = Playback(SPACE, [BASE], tail=tail)
     return Replay(playback, run_of(touches), link, start).run(seconds)
 
@@ -55,7 +56,7 @@ def test_the_guests_clock_stands_while_it_waits():
 
 
 def test_the_whole_image_first_takes_as_long_as_its_bytes():
-    outcome = replay([(0.5, 5)], start=START_COMPLETE, tail=True)
+    outcome = replay([(0.5, 5)], start=START_COMPLETE, tail=Tail.LINEAR)
     assert outcome.started == outcome.complete
     assert outcome.complete == pytest.approx(1.0 + 0.1, abs=0.1)
     assert outcome.faults == 0
@@ -63,7 +64,7 @@ def test_the_whole_image_first_takes_as_long_as_its_bytes():
 
 
 def test_a_guest_that_is_never_started_never_recovers():
-    outcome = replay([(0.5, 5)], start=START_COMPLETE, tail=False)
+    outcome = replay([(0.5, 5)], start=START_COMPLETE, tail=Tail.NONE)
     assert outcome.started is None
     assert outcome.recovered is None
 

@@ -57,7 +57,7 @@ def appliance(tmp_path):
 def test_replays_the_last_run_of_an_appliance_in_every_way(appliance, capsys):
     assert simulate.main([*appliance, "--json"]) == 0
     ways = json.loads(capsys.readouterr().out)["tiny"]
-    assert set(ways) == {"whole", "demand", "linear", "plan", "buffered"}
+    assert set(ways) == {"whole", "demand", "linear", "faulted", "plan_linear", "plan", "buffered"}
     assert ways["whole"]["faults"] == 0
     assert ways["whole"]["started_s"] == ways["whole"]["complete_s"] > 0
     assert ways["demand"]["complete_s"] is None
