@@ -28,7 +28,7 @@ class Options:
 
     rounds: int = 5
     limit_s: float = 60.0
-    precopy_cap_s: float = 45.0
+    precopy_cap_s: float = 90.0
     relay_mib: int = 1024
     quick: bool = False
 
