@@ -165,7 +165,7 @@ def _spec(
         nbd_sockets={TARGET: f"{directory}/{TARGET}.sock"},
         cache_directory=cache,
         record=record,
-        tail=(Tail.FAULTED if planned else Tail.LINEAR).value,
+        tail=Tail.FAULTED if planned else Tail.LINEAR,
     )
 
 

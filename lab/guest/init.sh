@@ -37,19 +37,19 @@ ip link set lo up
 ip addr add "$address" dev eth0
 ip link set eth0 up
 
-mkdir -p /lower /writes /root
+mkdir -p /lower /writes /newroot
 if [ "$(value disk)" = rw ]; then # a disk of its own: an appliance's
-    mount -t ext4 -o rw,noatime /dev/vda /root || exec sh
+    mount -t ext4 -o rw,noatime /dev/vda /newroot || exec sh
 else
     mount -t ext4 -o ro,noload /dev/vda /lower || exec sh
     mount -t tmpfs -o size=25% writes /writes
     mkdir -p /writes/upper /writes/work
-    mount -t overlay -o lowerdir=/lower,upperdir=/writes/upper,workdir=/writes/work root /root
+    mount -t overlay -o lowerdir=/lower,upperdir=/writes/upper,workdir=/writes/work root /newroot
 fi
-cp -a /lab/files/. /root/
-echo "$name" > /root/etc/hostname
-tr ' ' '\n' < /proc/cmdline | sed -n 's/^lab\.\([a-z]*\)=/LAB_\1=/p' > /root/etc/lab.env
-echo "LAB_name=$name" >> /root/etc/lab.env
+cp -a /lab/files/. /newroot/
+echo "$name" > /newroot/etc/hostname
+tr ' ' '\n' < /proc/cmdline | sed -n 's/^lab\.\([a-z]*\)=/LAB_\1=/p' > /newroot/etc/lab.env
+echo "LAB_name=$name" >> /newroot/etc/lab.env
 umount /proc /sys
-mount --move /dev /root/dev
-exec switch_root /root /sbin/init
+mount --move /dev /newroot/dev
+exec switch_root /newroot /sbin/init

@@ -204,7 +204,7 @@ class Playback:
             return self._ask(*chunks, now, urgent=False)
         if self._window.spare <= 0:
             return None
-        chunks = self._order.next(self._window.fetch_limit)
+        chunks = self._order.spare(self._window.fetch_limit)
         return None if chunks is None else self._ask(*chunks, now, urgent=False, spare=True)
 
     def _from_demands(self) -> tuple[int, int] | None:

@@ -19,13 +19,12 @@ from nova_enlightened.appliance.prefetch import PrefetchPlan
 
 LOOK: Final = 256
 """Chunks looked at together, and the most that one fetch has."""
-
-
 STRETCH: Final = 256
 """Chunks whose faults are counted together: 4 MiB of RAM, 16 of a disk."""
 FADES: Final = 0.98
 """What a fault counts for after the next, wherever that is."""
 COLD: Final = 0.1
+"""What a stretch has left when its faults are forgotten."""
 
 
 class Tail(enum.StrEnum):
@@ -48,17 +47,15 @@ class PrefetchOrder:
         self._holdings = holdings
         self._plan = plan
         self._tail = tail
-        self._planned = 0
-        self._chunks = self._ordered()
+        self._chunks, self._planned = self._ordered()
         self._cursor = 0
-        stretches = -(-layers.chunks // STRETCH)
+        stretches = max(1, -(-layers.chunks // STRETCH))
         self._heat = np.zeros(stretches)
         self._latest = np.zeros(stretches, np.int64)
-        self._hot = False
         self._by_place: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]] | None = None
 
-    def _ordered(self) -> npt.NDArray[np.uint32]:
-        """Each chunk once, where it is wanted first."""
+    def _ordered(self) -> tuple[npt.NDArray[np.uint32], int]:
+        """Each chunk once, where it is wanted first; and how many of them are the plan's."""
         parts = [np.empty(0, np.uint32)]
         if self._plan is not None:
             homes = self._holdings.home[self._plan.order]
@@ -70,8 +67,8 @@ class PrefetchOrder:
         # Of several assignments to an index the last stays: from the back, the first.
         firsts[chunks[::-1]] = np.arange(chunks.size - 1, -1, -1)
         once: npt.NDArray[np.bool_] = np.equal(firsts[chunks], np.arange(chunks.size))
-        self._planned = int(np.count_nonzero(once[: parts[1].size])) if self._plan else 0
-        return np.extract(once, chunks)
+        planned = 0 if self._plan is None else int(np.count_nonzero(once[: parts[1].size]))
+        return np.extract(once, chunks), planned
 
     def faulted(self, place: int) -> None:
         """A guest waits for a place."""
@@ -81,7 +78,6 @@ class PrefetchOrder:
             self._heat *= FADES
             self._heat[stretch] += 1.0
             self._latest[stretch] = chunk
-            self._hot = True
 
     def planned(self, limit: int) -> tuple[int, int] | None:
         """The chunks of the plan to fetch next, as (first, end): back to back, and `limit` bytes at
@@ -89,13 +85,9 @@ class PrefetchOrder:
         """
         return self._in_order(self._planned, limit)
 
-    def next(self, limit: int) -> tuple[int, int] | None:
-        """The same of plan and tail."""
-        return (
-            self.planned(limit)
-            or self._near_faults(limit)
-            or self._in_order(self._chunks.size, limit)
-        )
+    def spare(self, limit: int) -> tuple[int, int] | None:
+        """The same of the tail. To be asked for at the end of the plan."""
+        return self._near_faults(limit) or self._in_order(self._chunks.size, limit)
 
     def _in_order(self, end: int, limit: int) -> tuple[int, int] | None:
         look = LOOK
@@ -109,11 +101,7 @@ class PrefetchOrder:
         return None
 
     def _near_faults(self, limit: int) -> tuple[int, int] | None:
-        while self._hot:
-            stretch = int(self._heat.argmax())
-            if self._heat[stretch] < COLD:
-                self._hot = False
-                break
+        while self._heat[stretch := int(self._heat.argmax())] >= COLD:
             begin, end = stretch * STRETCH, min((stretch + 1) * STRETCH, self._layers.chunks)
             latest = int(self._latest[stretch])
             for part in (np.arange(latest, end), np.arange(begin, latest)):

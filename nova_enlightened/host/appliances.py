@@ -203,7 +203,7 @@ class Appliances:
             nbd_sockets={target: f"{base}-{target}.nbd" for target, _ in manifest.disks},
             cache_directory=ours.cache_directory if ours.cache_limit else None,
             cache_limit=ours.cache_limit * MIB,
-            tail=(Tail.FAULTED if ours.fetch_all else Tail.NONE).value,
+            tail=Tail.FAULTED if ours.fetch_all else Tail.NONE,
             record=bool(trace and memory and plan is None and ours.fetch_all and ours.learn_time),
             connections=ours.connections,
             bandwidth_limit=ours.bandwidth_limit * 1e6 / BITS or None,

@@ -2,13 +2,16 @@
 """Commands to a domain's QEMU through libvirt, on the monitor that libvirt uses itself."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import libvirt_qemu
 
 from nova_enlightened import exception
 from nova_enlightened.host.connection import translated
+
+LOOK_S: Final = 0.05
 
 
 def ask(domain: Any, command: str, descriptors: Sequence[int] = (), **arguments: Any) -> Any:
@@ -37,6 +40,14 @@ def migration_status(domain: Any) -> str:
     :raises LibvirtError: as :func:`ask`.
     """
     return str(ask(domain, "query-migrate").get("status", "none"))
+
+
+def until(there: Callable[[], bool], seconds: float) -> bool:
+    """Wait for what QEMU tells in an event, which only libvirt hears. :returns: whether it came."""
+    deadline = time.monotonic() + seconds
+    while not (came := there()) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+    return came
 
 
 def ask_in_words(domain: Any, words: str) -> str:

@@ -9,7 +9,6 @@ way, of which nothing has crossed and nothing is read, and can be ended.
 import contextlib
 import re
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -18,7 +17,6 @@ from nova_enlightened.host import qemu_monitor, resuming
 from nova_enlightened.stream.empty_destination import EmptyDestination
 
 RECOVERS_S: Final = 5.0
-LOOK_S: Final = 0.05
 _READ: Final = 64 << 10
 # Name, page size, offset, used length: "pc.ram    4 KiB  0x0... 0x8000000 0x8000000 ..."
 _BLOCK: Final = re.compile(r"^\s*(\S+)\s+\d+ \w*B\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s", re.MULTILINE)
@@ -43,7 +41,8 @@ def recovered(domain: Any) -> Iterator[socket.socket]:
             _answer(ours, blocks)
         except (OSError, exception.StreamError) as error:
             raise exception.LibvirtError(f"QEMU at the source does not recover: {error}") from error
-        _until_active(domain)
+        if not qemu_monitor.until(lambda: _is_active(domain), RECOVERS_S):
+            raise exception.LibvirtError("QEMU at the source does not recover: it stays paused")
         yield ours
 
 
@@ -56,12 +55,8 @@ def _answer(peer: socket.socket, blocks: Mapping[str, int]) -> None:
         peer.sendall(destination.receive_data(data))
 
 
-def _until_active(domain: Any) -> None:
-    deadline = time.monotonic() + RECOVERS_S
-    while (status := qemu_monitor.migration_status(domain)) != "postcopy-active":
-        if time.monotonic() > deadline:
-            raise exception.LibvirtError(f"QEMU at the source does not recover: it is {status}")
-        time.sleep(LOOK_S)  # only libvirt hears QEMU's events
+def _is_active(domain: Any) -> bool:
+    return qemu_monitor.migration_status(domain) == "postcopy-active"
 
 
 def _blocks(domain: Any) -> dict[str, int]:

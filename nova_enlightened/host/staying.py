@@ -24,7 +24,6 @@ from nova_enlightened.stream import encode
 
 ENDS_S: Final = 5.0
 """How long QEMU may take to end a migration that is cancelled."""
-LOOK_S: Final = 0.05
 HEARD_S: Final = 0.5
 """How long QEMU may take to hear that its return path ends, of which it tells nobody."""
 _PAUSED: Final = "postcopy-paused"
@@ -74,11 +73,8 @@ def _cancel(domain: Any, end_reader: Callable[[], None]) -> None:
     time.sleep(HEARD_S)
     qemu_monitor.ask(domain, "migrate_cancel")
     end_reader()
-    deadline = time.monotonic() + ENDS_S
-    while _status(domain) == _HANDING_OVER:
-        if time.monotonic() > deadline:
-            raise exception.LibvirtError("QEMU at the source does not end its migration")
-        time.sleep(LOOK_S)  # only libvirt hears QEMU's events
+    if not qemu_monitor.until(lambda: _status(domain) != _HANDING_OVER, ENDS_S):
+        raise exception.LibvirtError("QEMU at the source does not end its migration")
 
 
 def _status(domain: Any) -> str:

@@ -48,7 +48,7 @@ class PlayerSpec(ProcessSpec):
     cache_directory: str | None = None
     cache_limit: int = CACHE_LIMIT
     record: bool = False
-    tail: str = Tail.FAULTED.value
+    tail: str = Tail.FAULTED
     resume: bool = False
     connections: int = CONNECTIONS
     bandwidth_limit: float | None = None
@@ -57,7 +57,7 @@ class PlayerSpec(ProcessSpec):
         for digest in (self.manifest, self.plan):
             if digest is not None and not _SHA256.fullmatch(digest):
                 raise exception.ConfigError(f"player specification: {digest!r} is no SHA-256")
-        if self.tail not in [each.value for each in Tail]:
+        if self.tail not in list(Tail):
             raise exception.ConfigError(f"player specification: tail {self.tail!r}")
         if not 1 <= self.connections <= 256:
             raise exception.ConfigError(f"player specification: {self.connections} connections")

@@ -143,8 +143,9 @@ class UrgentGuest:
 
     def _has_switched(self) -> bool:
         """Also where QEMU did before libvirt had its answer."""
-        at_source = standing.at_source(lambda: self._guest._domain)
-        return self._switched or at_source in standing.SWITCHED
+        return self._switched or (
+            standing.at_source(lambda: self._guest._domain) in standing.SWITCHED
+        )
 
     def _may_try_again(self, error: Any) -> bool:
         """Whether the guest runs here as if nothing had happened, and nobody asked it to stay.

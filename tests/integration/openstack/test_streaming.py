@@ -14,7 +14,7 @@ from lab.guests import redis_says
 from lab.openstack import Cloud, appliances
 from lab.openstack.agents import Agents
 from lab.openstack.servers import Server
-from tests.integration.openstack.asked import moved, until
+from tests.integration.openstack.asked import OTHER, ends_where_nova_has_it, moved, until
 
 FLAVOR = "m1.small"
 SERVING_S, WHOLE_S = 120.0, 240.0
@@ -91,11 +91,21 @@ def test_when_all_is_here_it_needs_no_player(cloud: Cloud, clone: Server, agents
     assert "nbd" not in xml
 
 
+def test_it_leaves_at_once_with_its_memory(cloud: Cloud, clone: Server, agents: Agents) -> None:
+    source = clone.host
+    agents.order(source, clone.uuid, "a test")
+    migration, seen = moved(cloud, clone)
+    assert migration["status"] == "completed", seen
+    assert "running (post-copy)" in seen
+    assert clone.host == OTHER[source]
+    assert said(cloud, clone.address(), "GET", KEY) == VALUE
+
+
 def test_it_moves_like_any_other(cloud: Cloud, clone: Server) -> None:
-    for host in ("host2", "host1"):  # one that has not ended is not done with the host it left
-        migration, seen = moved(cloud, clone)
-        assert (migration["status"], clone.host) == ("completed", host), seen
-        assert said(cloud, clone.address(), "GET", KEY) == VALUE
+    source = clone.host
+    migration, seen = moved(cloud, clone)
+    assert migration["status"] == "completed", seen
+    ends_where_nova_has_it(cloud, clone, OTHER[source])
 
 
 def test_it_stops_starts_and_reboots_like_any_other(cloud: Cloud, clone: Server) -> None:
