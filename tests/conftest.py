@@ -16,6 +16,8 @@ backend.init_backend(backend.BackendType.THREADING)
 
 FAILED = pytest.StashKey[bool]()
 """Of a case: whether this try of it has failed, for fixtures that keep things from case to case."""
+REASON = 4000
+"""Characters shown of why a case was tried again: the last ones name it."""
 HERE = Path(__file__).parent
 REAL = {HERE / "functional", HERE / "integration"}
 
@@ -36,3 +38,10 @@ def pytest_runtest_makereport(
     if report.when != "teardown":
         item.stash[FAILED] = report.failed
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why something was tried again: what passes then may still be wrong."""
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.section(f"tried again: {report.nodeid}", "-")
+        terminalreporter.write_line(report.longreprtext[-REASON:])
