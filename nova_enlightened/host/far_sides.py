@@ -76,7 +76,7 @@ class AgentFarSide:
         said = self._calls.start_destination_relay(self._host, spec.to_json())
         try:
             return leaving.Peer(self._name, str(said["link_host"]), int(said["link_port"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise exception.AgentRefused(f"{self._host} answers nonsense: {error!r}") from error
 
     def listen_again(self, departure: Departure, migration: str) -> None:
@@ -89,7 +89,7 @@ def there(said: Mapping[str, Any]) -> There:
     try:
         domain, relay = Standing(said["domain"]), Carrier(said["relay"])
         return There(domain, relay, never_executed=said.get("executed") is False)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise exception.AgentRefused(f"the other agent answers nonsense: {error!r}") from error
 
 

@@ -267,5 +267,5 @@ def _peer(described: Mapping[str, Any], where: Mapping[str, Any]) -> departure.P
         return departure.Peer(
             str(described["link_name"]), str(where["link_host"]), int(where["link_port"])
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _Unready(f"the destination's agent answers nonsense: {error!r}") from error

@@ -104,7 +104,7 @@ class MemoryLayout:
                 whole=str(data["whole"]),
                 devices=tuple((str(n), int(a), int(b)) for n, a, b in data["devices"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise HintError(f"not a memory layout: {error!r}") from error
         layout._check()
         return layout

@@ -115,7 +115,7 @@ class EvictionRecord:
             known["state"] = State(known["state"])
             known["times"] = {str(k): float(v) for k, v in known["times"].items()}
             record = cls(**known)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"not an eviction's record: {error!r}") from error
         texts = (record.eviction, record.host, record.instance, record.cause, record.why)
         if not all(isinstance(text, str) for text in texts) or type(record.revision) is not int:

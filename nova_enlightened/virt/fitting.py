@@ -44,7 +44,7 @@ class Stored:
                 domain_xml=str(said["domain_xml"]),
                 disks=tuple((str(target), int(size)) for target, size in said["disks"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise exception.ManifestError(f"the agent's answer makes no sense: {error}") from error
 
 

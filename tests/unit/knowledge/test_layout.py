@@ -233,6 +233,7 @@ def test_a_layout_survives_json() -> None:
         {"backends": None},
         {"backends": [["pc.ram", 1]] * 5000},
         {"devices": [["memdimm0", -5, 1]]},
+        {"devices": [["memdimm0", float("inf"), 1]]},  # JSON as Python reads it has infinity
     ],
 )
 def test_a_damaged_layout_is_refused(change: dict[str, object]) -> None:
