@@ -49,7 +49,7 @@ NEEDS = {
     SESSION.name: {STALL},
 }
 """The measures that each appliance is started for."""
-LEARN_S, LEARN_SESSION_S = 12.0, 60.0
+LEARN_S, LEARN_SESSION_S = 30.0, 60.0
 """At full rate, of each learning run. A session's rate is its user's own: it is watched for longer
 than it is measured, as what it comes to do late is to be known too."""
 SESSION_S, SESSION_LOCAL_S = 40.0, 15.0

@@ -32,7 +32,11 @@ from nova_enlightened.exception import ApplianceError
 RAM_GROUP: Final = 4
 """Units in a chunk of a base layer's RAM: what a fault fetches, so it is small."""
 DISK_GROUP: Final = 16
-PLAN_GROUP: Final = 16
+PLAN_GROUP: Final = 64
+PLAN_LEVEL: Final = 15
+"""A plan's layer is read from front to back, once, while somebody waits for all of it: what makes
+it smaller is worth more there than short chunks and quick packing.
+"""
 
 SLOT_BITS: Final = 6
 """`MAX_UNITS` is 1 << SLOT_BITS."""

@@ -20,7 +20,7 @@ import zstandard
 
 from nova_enlightened import exception
 from nova_enlightened.appliance import chunks, prefetch
-from nova_enlightened.appliance.building import PLAN_GROUP, LayerBuilder
+from nova_enlightened.appliance.building import PLAN_GROUP, PLAN_LEVEL, LayerBuilder
 from nova_enlightened.appliance.chunks import UNIT, ChunkIndex
 from nova_enlightened.appliance.manifest import Object
 from nova_enlightened.appliance.prefetch import PrefetchPlan
@@ -193,7 +193,7 @@ def _layer(
 ) -> tuple[ChunkIndex, tuple[Object, ...]]:
     """The planned places that are not zero, stored again in their order."""
     wanted = order[base.stored[order]].astype(np.int64)
-    builder = LayerBuilder(base.places)
+    builder = LayerBuilder(base.places, PLAN_LEVEL)
     packs: list[Object] = []
     progress.phase("planned places", wanted.size * UNIT)
     with tempfile.TemporaryFile() as file:

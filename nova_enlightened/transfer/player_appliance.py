@@ -5,6 +5,7 @@ The manifest is pinned by the digest the player was told, everything else by the
 prefetch plan by a digest the player was told, and its layer by the plan.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 from typing import Final
@@ -23,6 +24,8 @@ from nova_enlightened.stream.events import RamBlock
 from nova_enlightened.transfer.chunk_cache import ChunkCache
 from nova_enlightened.transfer.stores import Store, read_object
 
+READERS: Final = 3
+"""Objects read at once: each costs round trips, and a new connection begins slowly."""
 _PAGE_SIZES: Final = frozenset({TARGET_PAGE})
 
 
@@ -78,23 +81,26 @@ def read_appliance(
     :raises ApplianceError: an object is malformed, or of another appliance.
     :raises PlayerError: it cannot be played at all.
     """
-    manifest = read_manifest(store, digest, cache)
-    if not _PAGE_SIZES.issuperset(manifest.page_sizes):
-        raise exception.PlayerError("an appliance with huge pages cannot be streamed")
-    space = manifest.space()
-    plan = None
-    layers = []
-    if plan_digest is not None:
-        data = _object(store, cache, plan_digest, MAX_PLAN, None)
-        plan = PrefetchPlan.decode(data, space.places)
-        if plan.manifest != digest:
-            raise exception.PrefetchPlanError(
-                f"plan {plan_digest} is for appliance {plan.manifest}, not {digest}"
-            )
-        layers.append(_index(store, cache, plan.layer, plan.packs, space.places))
-    base = _index(store, cache, manifest.base_index, manifest.packs, space.places)
-    layers.append(base)
-    state = _known(store, cache, manifest.device_state) if memory else b""
+    with concurrent.futures.ThreadPoolExecutor(READERS, "read") as readers:
+        read = readers.submit
+        planned = plan_digest and read(_object, store, cache, plan_digest, MAX_PLAN, None)
+        manifest = read_manifest(store, digest, cache)
+        if not _PAGE_SIZES.issuperset(manifest.page_sizes):
+            raise exception.PlayerError("an appliance with huge pages cannot be streamed")
+        space = manifest.space()
+        indexed = read(_index, store, cache, manifest.base_index, manifest.packs, space.places)
+        devices = read(_known, store, cache, manifest.device_state) if memory else None
+        plan = None
+        layers = []
+        if planned:
+            plan = PrefetchPlan.decode(planned.result(), space.places)
+            if plan.manifest != digest:
+                raise exception.PrefetchPlanError(
+                    f"plan {plan_digest} is for appliance {plan.manifest}, not {digest}"
+                )
+            layers.append(_index(store, cache, plan.layer, plan.packs, space.places))
+        layers.append(base := indexed.result())
+        state = devices.result() if devices else b""
     kept = tuple(_kept(cache, layer, space.memory_pages) for layer in layers)
     return Appliance(manifest, digest, space, tuple(layers), plan, state, kept, base.zero)
 
