@@ -58,7 +58,7 @@ def restarts(session: Session) -> Outcome:
         running.stop()
     good = float(sum(not case.wrong for case in cases))
     notes = [f"after {one.after_s:.2f} s, {one.status}: {one.wrong}" for one in cases if one.wrong]
-    runs = [asdict(one) for one in cases]
+    runs = [{"way": "nova-compute killed", **asdict(one)} for one in cases]
     return Outcome({MEASURE: [good]}, used, runs, [f"seed {seed}, {times} restarts", *notes])
 
 
