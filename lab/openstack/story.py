@@ -38,7 +38,10 @@ WORK = {"db": ("scattered", "pages/s"), "web": ("scattered", "pages/s")}
 RISES = "web"
 ALONE_S, AFTER_S, LOOKS = 3.0, 3.0, 3
 DECISION_S, MOVE_S = 90.0, 90.0
-LOOK_S, FORCE_S = 0.1, 0.5
+LOOK_S, FORCE_S, FOLLOW_S = 0.1, 0.5, 1.0
+"""Between two looks: at a file; before a switch is forced again; at a migration under way, of which
+Nova's API is asked. On few processors each question takes from what the servers are judged by.
+"""
 ABORTED_S = 30.0
 #: The story's cloud is small: one host relieves the other, act after act.
 QUICK = {
@@ -191,7 +194,7 @@ class Play:
                 if new:
                     self._abort(server, int(new[0]["id"]))
                 break
-            time.sleep(LOOK_S)
+            time.sleep(LOOK_S if way is Way.STOCK and "post-copy" not in status else FOLLOW_S)
         record = next(one for one in self._records() if one.eviction == record.eviction)
         ahead = time.time() - time.monotonic()
         source = self._cloud.lab.hosts[record.host]
