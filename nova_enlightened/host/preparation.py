@@ -171,31 +171,35 @@ class Preparation:
         started = self._pool.submit(
             self._calls.start_destination_relay, destination, there.to_json()
         )
-        where = self._result(started, deadline, destination, _Unready)
-        with _unready():
-            relay = departure.start_source(
-                self._options, there, _peer(peer, where), known, domain.xml, self._upkeep.spare
-            )
-        self._upkeep.adopt(relay)
-        self._refuse_unlinked(destination, relay, deadline)
+        relay: relays.RunningRelay | None = None
+        try:
+            where = self._result(started, deadline, destination, _Unready)
+            with _unready():
+                relay = departure.start_source(
+                    self._options, there, _peer(peer, where), known, domain.xml, self._upkeep.spare
+                )
+            self._upkeep.adopt(relay)
+            self._refuse_unlinked(relay, deadline)
+        except (_Unready, _Unwise):
+            # Once it is known what became of the destination's, which may still be starting.
+            started.add_done_callback(lambda _: self._leave(destination, migration, relay))
+            raise
         return Answer(True, True, cause, f"unix://{there.socket}", migration)
 
-    def _refuse_unlinked(
-        self, destination: str, relay: relays.RunningRelay, deadline: float
-    ) -> None:
+    def _refuse_unlinked(self, relay: relays.RunningRelay, deadline: float) -> None:
         """Post-copy over a link that does not stand now would be a gamble."""
         trouble = relays.linked(relay, min(LINKED_S, deadline - self._clock()))
-        if trouble is None:
-            return
-        for end in (
-            lambda: relays.end(relay.spec, ENDED_S, relay.pid),
-            lambda: self._calls.end_arrival(destination, relay.spec.migration),
-        ):
-            try:
-                end()
-            except exception.EnlightenedError as error:
-                LOG.warning("A relay is left behind: %s", error)
-        raise _Unwise(f"the relays do not reach each other: {trouble}")
+        if trouble is not None:
+            raise _Unwise(f"the relays do not reach each other: {trouble}")
+
+    def _leave(self, destination: str, migration: str, relay: relays.RunningRelay | None) -> None:
+        """End the relays of a migration that goes without them; nobody waits for it."""
+        ends: list[Callable[[], object]] = [lambda: self._calls.end_arrival(destination, migration)]
+        if relay is not None:
+            ends.append(lambda: relays.end(relay.spec, ENDED_S, relay.pid))
+        for end in ends:
+            with contextlib.suppress(RuntimeError):  # the agent is ending
+                self._pool.submit(_end, end)
 
     def _refuse_unprotected(self, tls_required: bool) -> None:
         if tls_required and self._options.link_tls == "off":
@@ -251,6 +255,13 @@ def _refuse_crowding(destination: str, peer: Mapping[str, Any], domain: Domain) 
             f"{destination} has {available // KIB} MiB available, and the VM may use "
             f"{domain.target.memory // KIB // KIB}"
         )
+
+
+def _end(end: Callable[[], object]) -> None:
+    try:
+        end()
+    except exception.EnlightenedError as error:
+        LOG.warning("A relay is left behind, which ends by itself: %s", error)
 
 
 @contextlib.contextmanager

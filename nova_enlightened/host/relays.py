@@ -205,13 +205,21 @@ def linked(relay: RunningRelay, patience: float) -> str | None:
 def end(spec: RelaySpec, patience: float, pid: int = 0) -> None:
     """End a relay of this host, and wait until it is gone: QEMU's socket is closed then.
 
-    :param pid: of a relay that may be too young to answer; 0 for one that has to.
-    :raises RelayError: it still runs after `patience` seconds.
+    One that has not come so far that it could be asked ends as soon as it would have.
+
+    :param pid: where it is known: such a one is gone, too, then.
+    :raises RelayError: it still runs after `patience` seconds, or it does not answer.
     """
+    with contextlib.suppress(FileNotFoundError):  # its directory was removed long ago
+        pathlib.Path(spec.unwanted).touch()
     try:
         pid = pid or int(control.ask(spec.control, "status")["pid"])
         descriptor = os.pidfd_open(pid)
-    except (exception.RelayGone, ProcessLookupError):
+    except ProcessLookupError:
+        return
+    except exception.RelayGone as error:
+        if isinstance(error.__cause__, TimeoutError):
+            raise exception.RelayError(str(error)) from error
         return
     try:
         for number in (signal.SIGTERM, signal.SIGKILL):

@@ -122,6 +122,8 @@ class Relay:
         if now >= self._state_due:
             self.spec.save_state(self.state())
             self._state_due = now + STATE_INTERVAL_S
+            if self._stopping is None and os.path.exists(self.spec.unwanted):
+                self._stopping = "not wanted any more"
         self._end_if_done(now)
 
     def _end_if_done(self, now: float) -> None:

@@ -70,6 +70,11 @@ class RelaySpec(ProcessSpec):
         """The fault trace written when the migration ends, source only."""
         return os.path.join(self.run_directory, "faults.trace")
 
+    @property
+    def unwanted(self) -> str:
+        """A file that has the relay end, also one that has yet to start and cannot be asked to."""
+        return os.path.join(self.run_directory, "unwanted")
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         """:raises ConfigError: not a JSON object, or a key is missing or unknown."""

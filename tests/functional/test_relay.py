@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from nova_enlightened import exception
 from nova_enlightened.host import relays
 from nova_enlightened.knowledge import stored
 from nova_enlightened.knowledge.classes import PageClass
@@ -314,6 +315,28 @@ def handed_over(tmp_path: pathlib.Path) -> Iterator[tuple[socket.socket, relays.
         received(destination, BEGUN)
         _end(pair[1].pid)
         yield source, pair[0]
+
+
+def test_one_that_is_ended_while_it_starts_ends(tmp_path: pathlib.Path) -> None:
+    link = relays.listen_link("127.0.0.1", 0)
+    _, spec = specs(tmp_path, link.getsockname()[1])
+    relay = relays.start(spec, link)
+    os.kill(relay.pid, signal.SIGSTOP)  # its interpreter has only begun
+    relays.end(spec, TIMEOUT_S)
+    os.kill(relay.pid, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(os.waitpid(relay.pid, 0)[1]) == 1
+    assert "Ended: not wanted any more" in (tmp_path / "destination/relay.log").read_text()
+
+
+def test_one_that_does_not_answer_is_not_taken_for_gone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "REPLY_TIMEOUT_S", 0.1)
+    link = relays.listen_link("127.0.0.1", 0)
+    _, spec = specs(tmp_path, link.getsockname()[1])
+    (tmp_path / "destination").mkdir()
+    with unix_socket.listen(spec.control), link, pytest.raises(exception.RelayError):
+        relays.end(spec, TIMEOUT_S)
 
 
 def test_a_source_that_hands_over_to_nobody_is_not_held_up(

@@ -2,6 +2,7 @@
 """Preparing a migration: what is wanted, what is missing, and that the answer comes in time."""
 
 import pathlib
+import queue
 import threading
 import types
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tests.unit.host.fake_guests import FRAMES, FakeSource, fake_source, known
 A = "6a8c3ba0-3a1c-4b0e-9a3e-1f2d3c4b5a69"
 XML = f"""<domain type='kvm'><memory unit='KiB'>{FRAMES * 4}</memory>
 <os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type></os></domain>"""
+TIMEOUT_S = 10.0
 DESCRIBED = {"capable": True, "link_name": "host2", "link_host": "192.0.2.2", "obstacles": []}
 
 
@@ -47,7 +49,7 @@ class Scene:
         self.domain: Any = Domain(XML, HintTarget("i", FRAMES * 4096))
         self.armed_source: FakeSource | None = self.kind(self.domain.target)
         self.trouble: str | None = None
-        self.ended: list[str] = []
+        self.ended: queue.Queue[str] = queue.Queue()
         self.released: list[FakeSource] = []
         self.asked: list[RelaySpec] = []
         self.started: list[RelaySpec] = []
@@ -87,13 +89,14 @@ class Scene:
 
     def start_destination_relay(self, host: str, spec: str) -> dict[str, Any]:
         self.asked.append(RelaySpec.from_json(spec))
-        return dict(self._or_raise(self.listens))
+        value = self._or_raise(self.listens)
+        return dict(value() if callable(value) else value)
 
     def arrival(self, host: str, instance: str, migration: str | None) -> dict[str, Any]:
         raise exception.AgentUnreachable(host)
 
     def end_arrival(self, host: str, migration: str) -> dict[str, Any]:
-        self.ended.append(migration)
+        self.ended.put(migration)
         return {}
 
     def order(self) -> None:
@@ -118,7 +121,7 @@ def scene(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
 
     monkeypatch.setattr(relays, "start", start)
     monkeypatch.setattr(relays, "linked", lambda relay, patience: made.trouble)
-    monkeypatch.setattr(relays, "end", lambda *_: made.ended.append("here"))
+    monkeypatch.setattr(relays, "end", lambda *_: made.ended.put("here"))
     # The paths of a test are too long for real sockets.
     monkeypatch.setattr(unix_socket, "listen", lambda path: Listener())
     yield made
@@ -250,6 +253,7 @@ def test_without_a_relay_there_it_leaves_in_qemus_order(scene: Scene, listens: A
     answer = scene.prepare()
     assert (answer.wanted, answer.ordered, answer.migrate_uri) == (True, False, None)
     assert scene.started == []
+    assert scene.ended.get(timeout=TIMEOUT_S) == scene.asked[0].migration
 
 
 def test_a_domain_libvirt_does_not_know_has_an_answer(scene: Scene) -> None:
@@ -273,7 +277,7 @@ def test_a_destination_that_never_answers_does_not_hold_up_the_migration(
 ) -> None:
     monkeypatch.setattr(preparation, "BUDGET_S", 0.01)
     ended = threading.Event()
-    scene.described = lambda: ended.wait(10) and {}
+    scene.described = lambda: ended.wait(TIMEOUT_S) and {}
     scene.order()
     answer = scene.prepare()
     ended.set()
@@ -305,7 +309,22 @@ def test_relays_that_do_not_reach_each_other_leave_it_to_stock_pre_copy(scene: S
     answer = scene.prepare()
     assert (answer.wanted, answer.ordered) == (False, False)
     assert "do not reach each other: Connection refused" in answer.reason
-    assert scene.ended == ["here", scene.asked[0].migration]
+    ended = {scene.ended.get(timeout=TIMEOUT_S) for _ in range(2)}
+    assert ended == {"here", scene.asked[0].migration}
+
+
+def test_a_relay_that_started_too_late_there_is_ended(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "BUDGET_S", 0.1)
+    late = threading.Event()
+    scene.listens = lambda: late.wait(TIMEOUT_S) and {}
+    scene.order()
+    answer = scene.prepare()
+    assert (answer.wanted, answer.ordered) == (True, False)
+    assert scene.ended.empty(), "it has not started yet"
+    late.set()
+    assert scene.ended.get(timeout=TIMEOUT_S) == scene.asked[0].migration
 
 
 def test_a_destination_without_room_for_it_leaves_it_to_stock_pre_copy(scene: Scene) -> None:
