@@ -91,6 +91,16 @@ class HostAgents:
             process.wait()
             self._start_agent(host)
 
+    def stop_bus(self) -> None:
+        """The message broker ends, as for an update."""
+        process = self._running.pop("bus")
+        process.terminate()
+        process.wait()
+
+    def start_bus(self) -> None:
+        """It is there again. Raises LabError if not."""
+        self._start_broker()
+
     def ask(self, call: Callable[[HostAPI], dict[str, Any]]) -> dict[str, Any]:
         """What an agent answers. Raises EnlightenedError where it does not."""
         return self.lab.control.in_network(lambda: call(self._connected()))

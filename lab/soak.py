@@ -40,6 +40,7 @@ from lab.soak_faults import (
 )
 from lab.watch import event_loop
 from nova_enlightened import exception
+from nova_enlightened.host import arrival_monitor
 from nova_enlightened.host.eviction import Eviction, Route
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
 from nova_enlightened.host.standing import Standing
@@ -48,8 +49,8 @@ from nova_enlightened.knowledge.layout import MemoryLayout
 
 WARM_ROUNDS: Final = 3
 """Rounds before growth is counted: libvirt and Python fill their caches in the first."""
-SETTLE_S: Final = 150.0
-"""A relay that nobody connects to, as after a resume that was not needed, ends after 120."""
+SETTLE_S: Final = arrival_monitor.WITNESS_S + 30.0
+"""A witness of a VM that never arrived ends by itself, and so does, sooner, a relay nobody uses."""
 LINK_MBIT: Final = 1000.0
 GUEST_MIB: Final = 384
 LOG_BYTES: Final = 1500

@@ -254,7 +254,7 @@ def test_libvirtd_of_the_source_restarted_before_the_switch(lab: Lab, guest: Gue
     stays(lab, guest, act)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def agents(lab: Lab) -> Iterator[HostAgents]:
     started = HostAgents(lab)
     try:
@@ -263,7 +263,8 @@ def agents(lab: Lab) -> Iterator[HostAgents]:
         started.stop()
 
 
-def test_agents_of_both_hosts_restarted_after_the_switch(guest: Guest, agents: HostAgents) -> None:
+def survives_by_agents(guest: Guest, agents: HostAgents, fault: Fault) -> None:
+    """It moves, ordered as Nova does, although `fault` befalls it once it executes there."""
     known = token(guest)
     departure = OrderedDeparture(agents, guest)
     with faults.Copies(departure) as copies:
@@ -271,8 +272,7 @@ def test_agents_of_both_hosts_restarted_after_the_switch(guest: Guest, agents: H
         try:
             departure.until_begun()
             departure.until_executing()
-            agents.restart(departure.source)
-            agents.restart(departure.destination)
+            fault(departure)
             assert departure.report()["end"] == "moved"
         finally:
             departure.kill()
@@ -280,6 +280,35 @@ def test_agents_of_both_hosts_restarted_after_the_switch(guest: Guest, agents: H
     assert (departure.here(), departure.there()) == (Standing.GONE, Standing.EXECUTES)
     faults.assert_whole(guest, known)
     assert agents.wrong_of(departure) == ""
+
+
+def test_agents_of_both_hosts_restarted_after_the_switch(guest: Guest, agents: HostAgents) -> None:
+    def act(departure: faults.Departure) -> None:
+        agents.restart(departure.source)
+        agents.restart(departure.destination)
+
+    survives_by_agents(guest, agents, act)
+
+
+def test_the_message_bus_restarted_after_the_switch(guest: Guest, agents: HostAgents) -> None:
+    def act(departure: faults.Departure) -> None:
+        agents.stop_bus()
+        agents.start_bus()
+
+    survives_by_agents(guest, agents, act)
+
+
+def test_a_relay_killed_while_the_message_bus_is_away(guest: Guest, agents: HostAgents) -> None:
+    """Its recovery needs the destination's agent, whom nobody can ask until the bus is back."""
+
+    def act(departure: faults.Departure) -> None:
+        departure.until_working()
+        agents.stop_bus()
+        departure.kill_relay("destination")
+        departure.until(lambda: departure.there() is Standing.FAILED)
+        agents.start_bus()
+
+    survives_by_agents(guest, agents, act)
 
 
 def test_who_ordered_it_is_killed_after_the_switch(lab: Lab, guest: Guest) -> None:
