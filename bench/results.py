@@ -84,10 +84,21 @@ def save(directory: Path, wanted: Iterable[Measure], outcomes: Mapping[str, Outc
     latest = merged(load(directory), wanted, outcomes)
     samples = load(directory, SAMPLES)
     for name, outcome in outcomes.items():
-        samples[name] = asdict(outcome)
+        samples[name] = _beside(samples.get(name, {}), asdict(outcome))
     _replace(directory / LATEST, json.dumps(latest, indent=2) + "\n")
     _replace(directory / SAMPLES, compact(samples) + "\n")
     _replace(directory / TABLE, tables.markdown(latest, samples))
+
+
+def _beside(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What a scenario gave now, and the values and runs of its parts that were not measured now."""
+    ways = {run["way"] for run in new["runs"]}
+    kept = [run for run in old.get("runs", ()) if run["way"] not in ways] if ways else []
+    return {
+        **new,
+        "values": {**old.get("values", {}), **new["values"]},
+        "runs": [*kept, *new["runs"]],
+    }
 
 
 def compact(value: Any, depth: int = 0) -> str:

@@ -97,6 +97,18 @@ def test_what_is_saved_is_found_again(tmp_path: Path) -> None:
     assert "QEMU 7.2.22" in table
 
 
+def test_the_runs_of_parts_that_were_not_measured_stay(tmp_path: Path) -> None:
+    wanted = registry.chosen(["relay"])
+    versions = {"QEMU": "7.2"}
+    first = [{"way": "plain", "round": 1}, {"way": "tls", "round": 1}]
+    results.save(tmp_path, wanted, {"relay": Outcome({"x": [1.0]}, versions, first)})
+    again = [{"way": "tls", "round": 2}]
+    results.save(tmp_path, wanted, {"relay": Outcome({"y": [2.0]}, versions, again)})
+    kept = results.load(tmp_path, results.SAMPLES)["relay"]
+    assert kept["runs"] == [{"way": "plain", "round": 1}, {"way": "tls", "round": 2}]
+    assert kept["values"] == {"x": [1.0], "y": [2.0]}
+
+
 def test_the_parts_of_every_way_are_shown_in_order_of_time(tmp_path: Path) -> None:
     runs = [
         {"way": "stock", "recovery_s": 8.0, "parts": {"switchover": 0.5, "executing": 3.0}},
