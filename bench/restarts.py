@@ -18,7 +18,7 @@ from bench.session import Session
 from lab.openstack.agents import Agents
 from lab.openstack.cloud import Cloud
 from lab.openstack.configuration import Driver
-from lab.openstack.restarts import Case, restarted
+from lab.openstack.faults import Case, befallen, nova_compute_killed
 from lab.openstack.servers import Server
 
 MEASURE: Final = "restart_nova_compute_of_20"
@@ -46,7 +46,8 @@ def restarts(session: Session) -> Outcome:
         agents = Agents(running)
         server = _working(running)
         for number in range(1, times + 1):
-            case = restarted(running, agents, server, dice.uniform(0.0, LATEST_S))
+            after_s = dice.uniform(0.0, LATEST_S)
+            case = befallen(running, agents, server, nova_compute_killed, after_s)
             cases.append(case)
             session.tell(f"{number} of {times}: {case.status} after {case.after_s:.1f} s, "
                          f"{case.wrong or 'all is true'}")  # fmt: skip

@@ -42,6 +42,15 @@ def migration_status(domain: Any) -> str:
     return str(ask(domain, "query-migrate").get("status", "none"))
 
 
+def has_capability(domain: Any, name: str) -> bool:
+    """Whether its migration has one of QEMU's ``MigrationCapability``.
+
+    :raises LibvirtError: as :func:`ask`.
+    """
+    told = ask(domain, "query-migrate-capabilities")
+    return any(one["capability"] == name and one["state"] for one in told)
+
+
 def until(there: Callable[[], bool], seconds: float) -> bool:
     """Wait for what QEMU tells in an event, which only libvirt hears. :returns: whether it came."""
     deadline = time.monotonic() + seconds

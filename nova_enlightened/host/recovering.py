@@ -194,6 +194,7 @@ class Recovery:
                 there = self._far.look(self.departure)
             except exception.EnlightenedError as error:
                 self.trouble = str(error)
+        stands_still = here in standing.SWITCHED and relay_here is Carrier.GONE
         idle = here is standing.Standing.FAILED and not self._busy and status.get("channels") == 0
         return Seen(
             here,
@@ -207,6 +208,7 @@ class Recovery:
             sends_no_more=(
                 there.domain is standing.Standing.SWITCHING and staying.sends_no_more(self._lookup)
             ),
+            gave_up=stands_still and staying.gave_up(self._lookup),
         )
 
     def _confirmed(self, decision: Decision) -> bool:

@@ -12,7 +12,7 @@ import enum
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from nova_enlightened.host.standing import Standing
+from nova_enlightened.host.standing import SWITCHED, Standing
 
 
 class Carrier(enum.StrEnum):
@@ -47,6 +47,7 @@ class Seen:
     :param idle: no QEMU is connected to the source's relay, and none is about to be.
     :param never_executed: the VM has not executed in the destination's QEMU, which has ended.
     :param sends_no_more: QEMU at the source does not; its migration has failed, or paused.
+    :param gave_up: QEMU at the source will not resume: its migration has failed.
     """
 
     here: Standing
@@ -58,6 +59,7 @@ class Seen:
     idle: bool = False
     never_executed: bool = False
     sends_no_more: bool = False
+    gave_up: bool = False
 
 
 CONFIRMED: Final = 3
@@ -158,6 +160,16 @@ _RULES: Final[tuple[_Rule, ...]] = (
         Decision(
             Step.LOST,
             "QEMU at the destination has ended, and with it what the VM has done since the switch",
+            looks=CONFIRMED,
+        ),
+    ),
+    (
+        # QEMU from 8.2 on, where the stream breaks after the last page, before the other's word.
+        lambda seen: seen.gave_up and seen.here in SWITCHED and seen.there in SWITCHED,
+        Decision(
+            Step.LOST,
+            "QEMU at the source has given its migration up: the destination's copy waits for "
+            "pages that are sent no more",
             looks=CONFIRMED,
         ),
     ),

@@ -17,10 +17,14 @@ NAME: Final = "enlightened-resume"
 def resume(domain: Any, path: str) -> None:
     """Have QEMU go on through the unix socket at `path`.
 
-    This process connects, and hands QEMU the connection: QEMU need not be allowed to.
+    This process connects, and hands QEMU the connection: QEMU need not be allowed to. But QEMU
+    that has a second channel for what is urgent connects itself, to have two.
 
     :raises LibvirtError: QEMU declines, or nobody listens there.
     """
+    if qemu_monitor.has_capability(domain, "postcopy-preempt"):
+        qemu_monitor.ask(domain, "migrate", uri=f"unix:{path}", resume=True)
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(path)

@@ -27,6 +27,7 @@ ENDS_S: Final = 5.0
 HEARD_S: Final = 0.5
 """How long QEMU may take to hear that its return path ends, of which it tells nobody."""
 _PAUSED: Final = "postcopy-paused"
+_FAILED: Final = "failed"
 _HANDING_OVER: Final = "finish-migrate"
 _EXECUTES: Final = "running"
 
@@ -58,10 +59,22 @@ def sends_no_more(lookup: Callable[[], Any]) -> bool:
 
     :param lookup: finds the domain; raises ``libvirtError``.
     """
+    return _ended_with(lookup) in (_FAILED, _PAUSED)
+
+
+def gave_up(lookup: Callable[[], Any]) -> bool:
+    """Whether QEMU at the source will not resume its migration. False too where it is not told.
+
+    :param lookup: finds the domain; raises ``libvirtError``.
+    """
+    return _ended_with(lookup) == _FAILED
+
+
+def _ended_with(lookup: Callable[[], Any]) -> str:
     try:
-        return qemu_monitor.migration_status(lookup()) in ("failed", _PAUSED)
+        return qemu_monitor.migration_status(lookup())
     except (exception.LibvirtError, libvirt.libvirtError):
-        return False
+        return ""
 
 
 def _cancel(domain: Any, end_reader: Callable[[], None]) -> None:

@@ -158,7 +158,14 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase):
             test.switched.set()
 
         def state(domain: Any, flags: int = 0) -> list[int]:
-            return [domain._state, 0]
+            paused = domain._state == fakelibvirt.VIR_DOMAIN_PAUSED
+            return [domain._state, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY if paused else 0]
+
+        def connect(domain: Any) -> Any:
+            return types.SimpleNamespace(getVersion=lambda: 7_002_000, getURI=no_other)
+
+        def no_other() -> str:
+            raise failure(fakelibvirt.VIR_ERR_INTERNAL_ERROR)
 
         define = fakelibvirt.Connection.defineXML
 
@@ -170,6 +177,7 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase):
         for name, replacement in (
             ("Domain.migrateStartPostCopy", switch),
             ("Domain.state", state),
+            ("Domain.connect", connect),
             ("Connection.defineXML", remember),
         ):
             self.useFixture(

@@ -53,6 +53,7 @@ class Scene:
         self.listens = False
         self.resumed: list[str] = []
         self.unreachable = False
+        self.gave_up = False
         self.looked = 0
         self.called = threading.Event()
         self.records: list[Departure] = []
@@ -61,6 +62,7 @@ class Scene:
         monkeypatch.setattr(relays, "linked", lambda relay, patience: None)
         monkeypatch.setattr(resuming, "resume", self.resume)
         monkeypatch.setattr(staying, "go_on", self.go_on)
+        monkeypatch.setattr(staying, "gave_up", lambda lookup: self.gave_up)
         monkeypatch.setattr(relays.RunningRelay, "take_leave", lambda relay: None)
         monkeypatch.setattr(relays, "end", lambda spec, patience, pid=0: self.ended.append("here"))
         self.one = self.recovery(DEPARTURE)
@@ -238,6 +240,13 @@ def test_a_vm_whose_destination_is_dead_is_lost_and_says_why(scene: Scene) -> No
     assert scene.turns() is State.LOST
     assert "destination has ended" in scene.one.why
     assert not scene.calls
+
+
+def test_a_vm_whose_source_gave_up_is_lost_and_not_started_here(scene: Scene) -> None:
+    scene.gave_up = True
+    assert scene.turns() is State.LOST
+    assert "given its migration up" in scene.one.why
+    assert not scene.went_on
 
 
 def test_a_vm_that_never_executed_there_goes_on_here_and_stayed(scene: Scene) -> None:

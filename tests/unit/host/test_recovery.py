@@ -14,7 +14,7 @@ CARRIED = Seen(Standing.POSTCOPY, Standing.POSTCOPY, Carrier.ALIVE, Carrier.ALIV
 BROKEN = Seen(Standing.FAILED, Standing.FAILED, Carrier.GONE, Carrier.GONE)
 EVERYTHING = [
     Seen(*seen)
-    for seen in itertools.product(Standing, Standing, Carrier, Carrier, *[(False, True)] * 5)
+    for seen in itertools.product(Standing, Standing, Carrier, Carrier, *[(False, True)] * 6)
 ]
 
 
@@ -72,6 +72,12 @@ def test_qemus_own_channel_is_resumed_only_once_both_have_failed() -> None:
 def test_a_source_that_ended_before_the_last_page_has_lost_the_vm() -> None:
     for there in (Standing.POSTCOPY, Standing.FAILED):
         assert step(BROKEN, here=Standing.ENDED, there=there) is Step.LOST
+
+
+def test_a_source_that_gave_up_after_the_last_page_has_lost_the_vm_and_is_not_started() -> None:
+    for there in (Standing.POSTCOPY, Standing.FAILED):
+        assert step(BROKEN, gave_up=True, there=there) is Step.LOST
+    assert step(BROKEN, gave_up=True, there=Standing.UNKNOWN) is not Step.LOST
 
 
 def test_a_destination_that_ended_has_lost_the_vm_and_the_source_is_not_started_again() -> None:

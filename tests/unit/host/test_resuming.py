@@ -18,15 +18,21 @@ from nova_enlightened.host import resuming
 class Source:
     """``libvirt_qemu`` of one domain: notes what is asked, and declines a command of choice."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, declined: str = "") -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, declined: str = "", preempt: bool = False
+    ) -> None:
         self.asked: list[dict[str, Any]] = []
         self.handed: list[int] = []
         self._declined = declined
+        self._preempt = preempt
         monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommand", self.told)
         monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommandWithFiles", self.handed_files)
 
     def told(self, domain: Any, words: str, flags: int) -> str:
         asked = json.loads(words)
+        if asked["execute"] == "query-migrate-capabilities":
+            known = {"capability": "postcopy-preempt", "state": self._preempt}
+            return json.dumps({"return": [known]})
         self.asked.append(asked)
         if asked["execute"] == self._declined:
             return '{"error": {"desc": "not paused"}}'
@@ -61,6 +67,13 @@ def test_qemu_is_handed_a_connection_to_the_fresh_relay_and_goes_on(
         assert relay.recv(1) == b"x"
 
 
+def test_a_qemu_that_has_two_channels_connects_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(monkeypatch, preempt=True)
+    resuming.resume(None, "/run/relay.sock")
+    (asked,) = source.asked
+    assert asked["arguments"] == {"uri": "unix:/run/relay.sock", "resume": True}
+
+
 def test_a_qemu_that_is_not_paused_says_so(
     monkeypatch: pytest.MonkeyPatch, listener: socket.socket
 ) -> None:
@@ -84,6 +97,7 @@ def test_a_domain_that_is_gone_is_told_as_libvirts(
     def gone(*_: Any) -> None:
         raise libvirt.libvirtError("no domain")
 
+    Source(monkeypatch)
     monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommandWithFiles", gone)
     with listener, pytest.raises(exception.LibvirtError, match="no domain"):
         resuming.resume(None, listener.getsockname())

@@ -7,22 +7,49 @@ import threading
 import libvirt
 import pytest
 
-from nova_enlightened.host import switch
+from nova_enlightened.host import qemu_monitor, switch
 from nova_enlightened.host.switch import PostCopySwitch
 
 TIMEOUT_S = 10.0
 
 
+class Connection:
+    """Of a QEMU; there is no other connection to it."""
+
+    def __init__(self, version: int) -> None:
+        self._version = version
+
+    def getVersion(self) -> int:
+        return self._version
+
+    def getURI(self) -> str:
+        raise libvirt.libvirtError("no other")
+
+
 class Domain:
     """Refuses `refusals` requests, forgets `forgotten`, and stops at the one after."""
 
-    def __init__(self, refusals: int = 0, forgotten: int = 0) -> None:
+    def __init__(self, refusals: int = 0, forgotten: int = 0, version: int = 7_002_000) -> None:
         self.left = [refusals, forgotten]
         self.asked = 0
         self.stopped = threading.Event()
+        self.standing = [libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED]
+        self.suspended = libvirt.VIR_DOMAIN_PAUSED_MIGRATION
+        self.notes: list[str] = []
+        self._version = version
 
     def name(self) -> str:
         return "instance-00000001"
+
+    def connect(self) -> Connection:
+        return Connection(self._version)
+
+    def suspend(self) -> None:
+        self.notes.append("suspended")
+        self.standing = [libvirt.VIR_DOMAIN_PAUSED, self.suspended]
+
+    def resume(self) -> None:
+        self.notes.append("resumed")
 
     def migrateStartPostCopy(self, flags: int) -> None:
         self.asked += 1
@@ -32,11 +59,12 @@ class Domain:
         if self.left[1]:
             self.left[1] -= 1
             return
+        self.notes.append("switched")
+        self.standing = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY]
         self.stopped.set()
 
     def state(self) -> list[int]:
-        paused = self.stopped.is_set()
-        return [libvirt.VIR_DOMAIN_PAUSED if paused else libvirt.VIR_DOMAIN_RUNNING, 0]
+        return self.standing
 
 
 def run(domain: Domain) -> int:
@@ -89,3 +117,62 @@ def test_a_domain_that_does_not_switch_is_told_of_once(
         asking.end()
     assert len(caplog.records) == 1
     assert "no migration is under way" in caplog.text
+
+
+@pytest.fixture
+def ready(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """QEMU has the capabilities of this migration."""
+    event = threading.Event()
+    monkeypatch.setattr(qemu_monitor, "has_capability", lambda *_: event.is_set())
+    return event
+
+
+def test_a_qemu_that_could_start_it_here_again_switches_one_that_stands_still(
+    ready: threading.Event,
+) -> None:
+    ready.set()
+    domain = Domain(version=switch.STARTS_AGAIN, forgotten=2)
+    assert run(domain) == 1
+    assert domain.notes == ["suspended", "switched"]
+
+
+def test_it_stands_still_only_once_qemu_would_switch(ready: threading.Event) -> None:
+    domain = Domain(version=switch.STARTS_AGAIN)
+    asking = PostCopySwitch(domain, lambda: None)
+    asking.start()
+    asking.end()
+    assert domain.notes == []
+    assert domain.asked == 0
+
+
+def test_one_whose_owner_has_paused_it_is_left_so(ready: threading.Event) -> None:
+    ready.set()
+    domain = Domain(version=switch.STARTS_AGAIN)
+    domain.standing = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION]
+    assert run(domain) == 1
+    assert domain.notes == ["switched"]
+
+
+def test_one_that_was_suspended_after_its_migration_had_ended_executes_again(
+    ready: threading.Event,
+) -> None:
+    ready.set()
+    domain = Domain(version=switch.STARTS_AGAIN, refusals=1_000_000)
+    domain.suspended = libvirt.VIR_DOMAIN_PAUSED_USER
+    asking = PostCopySwitch(domain, lambda: None)
+    asking.start()
+    while not domain.asked:
+        asking._thread.join(0.01)
+    asking.end()
+    assert domain.notes == ["suspended", "resumed"]
+
+
+def test_a_failed_migration_of_a_suspended_one_is_libvirts_to_undo(ready: threading.Event) -> None:
+    ready.set()
+    domain = Domain(version=switch.STARTS_AGAIN, refusals=1_000_000)
+    asking = PostCopySwitch(domain, lambda: None)
+    asking.start()
+    while not domain.asked:
+        asking._thread.join(0.01)
+    asking.end()
+    assert domain.notes == ["suspended"]

@@ -2,6 +2,7 @@
 """The guest of one urgent migration, on a domain that does as it is told."""
 
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,13 @@ class Domain:
 
     def name(self) -> str:
         return "instance-00000001"
+
+    def connect(self) -> Any:
+        return types.SimpleNamespace(getVersion=lambda: 7_002_000, getURI=self._no_other)
+
+    @staticmethod
+    def _no_other() -> str:
+        raise Failure
 
     def migrateStartPostCopy(self, flags: int) -> None:
         self.asked += 1

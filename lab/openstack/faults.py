@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A nova-compute that is killed in the middle of an urgent migration, and starts again."""
+"""What breaks in the middle of an urgent migration by Nova, and whether all is true afterwards."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import libvirt
 
+from lab import faults
 from lab.errors import LabError
 from lab.openstack import services
 from lab.openstack.agents import Agents
@@ -26,13 +28,15 @@ DRIVER_S: Final = 90.0
 SETTLED_S: Final = 180.0
 ALIVE_S: Final = 30.0
 ARM_S: Final = 4.0
+CUT_S: Final = 40.0
+"""libvirt gives up after 29."""
 LOOK_S: Final = 0.3
 WATCH_S: Final = 0.05
 
 
 @dataclass(frozen=True)
 class Case:
-    """One restart. ``status``: of Nova's migration in the end. ``wrong``: why it did not go as it
+    """One of them. ``status``: of Nova's migration in the end. ``wrong``: why it did not go as it
     should; empty where it did.
     """
 
@@ -43,11 +47,33 @@ class Case:
     wrong: str
 
 
-def kill_and_restart(cloud: Cloud, host: str) -> None:
-    """Kill the nova-compute of a host, start another, and wait until Nova hears of it.
+@dataclass(frozen=True)
+class Setting:
+    """A migration under way, to break something of. ``source``: where its server was."""
+
+    cloud: Cloud
+    server: Server
+    source: str
+
+    def until_executing(self) -> None:
+        """Until the server executes at its destination. Raises LabError where it does not."""
+        (there,) = (name for name in self.cloud.lab.hosts if name != self.source)
+        deadline = time.monotonic() + DRIVER_S
+        while not _executes(self.cloud, there, self.server.uuid):
+            if time.monotonic() > deadline:
+                raise LabError(f"it does not execute on {there} after {DRIVER_S:.0f} s")
+            time.sleep(WATCH_S)
+
+
+Fault = Callable[[Setting], None]
+
+
+def nova_compute_killed(setting: Setting) -> None:
+    """That of the source is killed; another is started, and Nova hears of it.
 
     Raises LabError where it ends, or does not get there.
     """
+    cloud, host = setting.cloud, setting.source
     (service,) = (
         one
         for one in services.workers(cloud.places, cloud.settings.driver)
@@ -69,8 +95,31 @@ def kill_and_restart(cloud: Cloud, host: str) -> None:
         time.sleep(LOOK_S)
 
 
-def restarted(running: Cloud, agents: Agents, server: Server, after_s: float) -> Case:
-    """One urgent migration whose nova-compute is killed so long after it was given to the driver.
+def link_cut(setting: Setting) -> None:
+    """Nothing crosses the migration link for longer than libvirt is patient."""
+    setting.until_executing()
+    with faults.dropped(setting.cloud.lab):
+        time.sleep(CUT_S)
+
+
+def libvirtd_restarted(setting: Setting) -> None:
+    """That of the source."""
+    setting.until_executing()
+    faults.restart_libvirtd(setting.cloud.lab.hosts[setting.source])
+
+
+def relay_killed(setting: Setting) -> None:
+    """That of the source, which may have ended by itself."""
+    setting.until_executing()
+    here = setting.cloud.lab.hosts[setting.source].outside("/run/nova-enlightened")
+    newest = max(here.glob("*-source/state.json"), key=lambda path: path.stat().st_mtime)
+    faults.kill(int(json.loads(newest.read_text())["pid"]))
+
+
+def befallen(
+    running: Cloud, agents: Agents, server: Server, fault: Fault, after_s: float = 0.0
+) -> Case:
+    """One urgent migration that something befalls so long after it was given to the driver.
 
     Before that Nova prepares the destination, and what an end of nova-compute leaves then is
     Nova's own: no driver is told of it. Raises LabError where it does not get so far.
@@ -85,7 +134,7 @@ def restarted(running: Cloud, agents: Agents, server: Server, after_s: float) ->
         server.live_migrate()
         _wait_for_driver(running, server, known)
         time.sleep(after_s)
-        kill_and_restart(running, source)
+        fault(Setting(running, server, source))
         wrong = _awaited(lambda: _untrue(running, server, source, known))
     if not wrong and copies.most > 1:
         wrong = f"{copies.most} copies at one time"
