@@ -127,6 +127,10 @@ class SourceRelay(Relay):
         sequencer = self._resequencer
         if channel != MAIN or sequencer is None:
             return super()._may_read(channel)
+        if not self._link.ready:
+            # QEMU that has sent its last page cannot resume any more (from 8.2 on): while nothing
+            # crosses it is left with what it has.
+            return False
         if self._leaves and sequencer.held < SMALL_READ and not self._ordered.boundary(MAIN):
             return not sequencer.held  # at a boundary: it is left as soon as nothing is held
         if sequencer.held < MOST_HELD and (

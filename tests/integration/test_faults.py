@@ -304,6 +304,8 @@ def test_the_message_bus_restarted_after_the_switch(guest: Guest, agents: HostAg
 
 def test_a_relay_killed_while_the_message_bus_is_away(guest: Guest, agents: HostAgents) -> None:
     """Its recovery needs the destination's agent, whom nobody can ask until the bus is back."""
+    if RELEASE != "bookworm":
+        pytest.skip("QEMU from 8.2 on has sent all of so small a guest by then, and cannot resume")
 
     def act(departure: faults.Departure) -> None:
         departure.until_working()
