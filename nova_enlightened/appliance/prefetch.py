@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 from nova_enlightened.appliance import frames
 from nova_enlightened.appliance.chunks import MAX_INDEX, MAX_PACK, MAX_PACKS, ChunkIndex
-from nova_enlightened.appliance.clusters import find_clusters
 from nova_enlightened.appliance.manifest import Object
 from nova_enlightened.appliance.places import MAX_PLACES, ApplianceSpace
+from nova_enlightened.appliance.prefetch_policies import PrefetchPolicy, Together
 from nova_enlightened.appliance.trace import Merged
 from nova_enlightened.exception import ApplianceError, PrefetchPlanError
 
@@ -40,12 +40,6 @@ UNLIKELY: Final = 0xFFFFFFFF
 """In `PrefetchPlan.wanted_ms`: fewer than half of the runs touched the place, so nobody need
 wait for it before the guest is started."""
 LIKELY: Final = 0.5
-RARE: Final = 0.25
-"""Power of the share of runs by which a cluster's time is divided to find its turn: what every
-second run wants is fetched as if it were wanted a fifth later. In replays a larger one cost more
-for those who want it than it saved others, even where what runs have apart is rare."""
-FIRST_S: Final = 0.1
-"""Added to all times before: at the very start, the share decides."""
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -77,28 +71,22 @@ class PlanOrder:
         )
 
 
-def make(merged: Merged, space: ApplianceSpace) -> PlanOrder:
+def make(merged: Merged, space: ApplianceSpace, policy: PrefetchPolicy | None = None) -> PlanOrder:
     """Decide the order in which to fetch what runs have touched.
 
-    :raises PrefetchPlanError: the runs are not of this appliance.
+    :param policy: None for the default, `Together`.
+    :raises PrefetchPlanError: the runs are not of this appliance, or the policy does not name each
+        of their places once.
     """
     if merged.space_places != space.places:
         raise PrefetchPlanError(
             f"runs of {merged.space_places} places, an appliance of {space.places}"
         )
-    clusters = find_clusters(merged)
-    when, share = merged.when[clusters.members], merged.share[clusters.members]
-    sizes = np.diff(clusters.starts, append=clusters.members.size)
-    turns = np.empty(0)
-    if sizes.size:
-        first = np.minimum.reduceat(when, clusters.starts)
-        often = np.add.reduceat(share, clusters.starts) / sizes
-        turns = (first + FIRST_S) / often**RARE
-    by_turn = np.argsort(turns, kind="stable")
-    starts = np.cumsum(sizes[by_turn]) - sizes[by_turn]
-    # Positions in `members`, cluster by cluster in the new order.
-    shift = np.repeat(clusters.starts[by_turn] - starts, sizes[by_turn])
-    members = clusters.members[np.arange(clusters.members.size) + shift]
+    chosen = policy or Together()
+    ordered = chosen.ordered(merged)
+    members = ordered.members
+    if not np.array_equal(np.sort(members), np.arange(merged.places.size)):
+        raise PrefetchPlanError(f"policy {chosen.name} does not name every place once")
     wanted = np.minimum(np.rint(merged.when[members] * 1e3), UNLIKELY - 1).astype(np.uint32)
     wanted[merged.share[members] < LIKELY] = UNLIKELY
     return PlanOrder(
@@ -107,7 +95,7 @@ def make(merged: Merged, space: ApplianceSpace) -> PlanOrder:
         merged.weights.size,
         merged.places[members],
         wanted,
-        starts.astype(np.uint32),
+        ordered.starts.astype(np.uint32),
     )
 
 

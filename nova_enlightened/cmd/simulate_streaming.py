@@ -21,6 +21,7 @@ from nova_enlightened.appliance.places import ApplianceSpace
 from nova_enlightened.appliance.playback import Playback
 from nova_enlightened.appliance.prefetch import PrefetchPlan
 from nova_enlightened.appliance.prefetch_order import Tail
+from nova_enlightened.appliance.prefetch_policies import PrefetchPolicy
 from nova_enlightened.appliance.replay import (
     START_AT_ONCE,
     START_BUFFERED,
@@ -31,6 +32,7 @@ from nova_enlightened.appliance.replay import (
 )
 from nova_enlightened.appliance.trace import Trace, merge
 from nova_enlightened.exception import EnlightenedError
+from nova_enlightened.host.learning import DEFAULT_POLICY, load_policy
 
 DESCRIPTION = """\
 Replay a run of an appliance over a modelled link, once for each way to fetch it, and compare.
@@ -158,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--manifest", type=pathlib.Path, help="of an appliance")
     what.add_argument("--index", type=pathlib.Path, help="its base index, for --manifest")
     what.add_argument("traces", nargs="*", type=pathlib.Path, metavar="TRACE", help="of its runs")
+    what.add_argument(
+        "--policy", default=DEFAULT_POLICY, help=f"makes the plan (default: {DEFAULT_POLICY})"
+    )
     how = parser.add_argument_group("how it is fetched")
     how.add_argument("--way", action="append", choices=WAYS, help="may be repeated (default: all)")
     how.add_argument(
@@ -198,13 +203,14 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
     if arguments.runs < 1:
         raise ValueError("a plan takes a run")
     cases = []
+    policy = load_policy(arguments.policy)
     for kind in arguments.appliance or synthetic.KINDS:
         made = synthetic.make_appliance(
             synthetic.ApplianceShape(kind=kind),
             arguments.runs + 1,
             np.random.default_rng(arguments.seed),
         )
-        cases.append(_case(kind, made.space, made.base, made.runs))
+        cases.append(_case(kind, made.space, made.base, made.runs, policy))
     return cases
 
 
@@ -217,12 +223,18 @@ def _recorded(arguments: argparse.Namespace) -> Case:
     runs = [Trace.decode(path.read_bytes(), space.places) for path in arguments.traces]
     if any(run.manifest != manifest.digest for run in runs):
         raise ValueError("a trace is of another appliance")
-    return _case(manifest.name, space, base, runs)
+    return _case(manifest.name, space, base, runs, load_policy(arguments.policy))
 
 
-def _case(name: str, space: ApplianceSpace, base: ChunkIndex, runs: Sequence[Trace]) -> Case:
+def _case(
+    name: str,
+    space: ApplianceSpace,
+    base: ChunkIndex,
+    runs: Sequence[Trace],
+    policy: PrefetchPolicy,
+) -> Case:
     """The last run, and a plan made of the others, with a layer of about the size it would have."""
-    made = prefetch.make(merge(runs[:-1]), space)
+    made = prefetch.make(merge(runs[:-1]), space, policy)
     layer = synthetic.index_of((made.order,), (PLAN_GROUP,), synthetic.sizes_of(base))
     packs = tuple(Object(pack, chunks.MAX_PACK) for pack in layer.packs)
     plan = made.with_layer(NO_OBJECT, layer, packs)

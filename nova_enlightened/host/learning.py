@@ -12,11 +12,13 @@ import pathlib
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
+from stevedore import driver
+from stevedore import exception as stevedore_errors
 
 from nova_enlightened import exception
 from nova_enlightened.appliance import chunks, prefetch
@@ -24,12 +26,15 @@ from nova_enlightened.appliance.building import PLAN_GROUP, PLAN_LEVEL, LayerBui
 from nova_enlightened.appliance.chunks import UNIT, ChunkIndex
 from nova_enlightened.appliance.manifest import Object
 from nova_enlightened.appliance.prefetch import PrefetchPlan
+from nova_enlightened.appliance.prefetch_policies import PrefetchPolicy, Together
 from nova_enlightened.appliance.trace import HEADER, MAX_TRACE, Trace, merge
 from nova_enlightened.host.publishing import Progress, Uploads, read_index
 from nova_enlightened.transfer.player_appliance import read_manifest
 from nova_enlightened.transfer.stores import Store, object_name
 from nova_enlightened.transfer.stores.writing import WritableStore
 
+NAMESPACE: Final = "nova_enlightened.prefetch_policies"
+DEFAULT_POLICY: Final = Together.name
 TRACES: Final = "traces"
 """Below the store's URL, then the manifest's SHA-256: traces of runs, new names only."""
 PLANS: Final = "plans"
@@ -63,15 +68,19 @@ def learn(
     files: Iterable[pathlib.Path],
     progress: Progress | None = None,
     stored: bool = True,
+    policy: str = DEFAULT_POLICY,
 ) -> Learned:
     """Merge traces of an appliance and store the plan they make.
 
     :param files: traces; those of other appliances are skipped.
     :param stored: whether to take those in the store, too.
+    :param policy: name of an installed prefetch policy.
+    :raises ConfigError: no such policy is installed.
     :raises TraceError: there is no trace of this appliance.
     :raises StoreError, ApplianceError: the appliance cannot be read, or the plan not be stored.
     """
     told = progress or Progress()
+    ordering = load_policy(policy)
     manifest = read_manifest(store, digest)
     skipped: list[str] = []
     traces = [
@@ -83,7 +92,7 @@ def learn(
             f"there is no trace of appliance {digest}: let servers of it run with traces "
             "allowed (image property enlightened_appliance_traces = yes), and give their files"
         )
-    order = prefetch.make(merge(traces), manifest.space())
+    order = prefetch.make(merge(traces), manifest.space(), ordering)
     base = read_index(store, manifest)
     uploads = Uploads(store, told)
     try:
@@ -98,6 +107,15 @@ def learn(
         line = {"runs": plan.runs, "places": int(plan.order.size)}
         store.put(name, json.dumps(line).encode(), lambda _: None)
     return Learned(item.sha256, plan, sum(pack.length for pack in packs), tuple(skipped))
+
+
+def load_policy(name: str) -> PrefetchPolicy:
+    """An installed prefetch policy. :raises ConfigError: there is none of that name."""
+    try:
+        loaded: Any = driver.DriverManager(NAMESPACE, name, invoke_on_load=True)
+    except stevedore_errors.NoMatches as error:
+        raise exception.ConfigError(f"no prefetch policy {name!r} is installed") from error
+    return cast("PrefetchPolicy", loaded.driver)
 
 
 def share(store: WritableStore, digest: str, files: Iterable[pathlib.Path]) -> list[str]:

@@ -177,3 +177,21 @@ def test_a_plan_of_another_appliance_is_not_taken(
     assert isinstance(plan.plan, PrefetchPlan)
     with pytest.raises(exception.ApplianceError, match="of appliance"):
         store_upkeep.read_plan(store, two.manifest, plan.digest)
+
+
+def test_a_plan_by_another_policy_is_another_plan(
+    store: WritableStore, capture: Capture, tmp_path: pathlib.Path
+) -> None:
+    done = publishing.publish(capture, store, "one")
+    files = traces(tmp_path, done, [1, 2, 3], [1, 3])
+    usual = learning.learn(store, done.digest, files).plan
+    other = learning.learn(store, done.digest, files, policy="first-touch").plan
+    assert sorted(other.order.tolist()) == sorted(usual.order.tolist())
+    assert other.cluster_starts.size == other.order.size > usual.cluster_starts.size
+
+
+def test_a_policy_that_is_not_installed_is_said_before_anything_is_read(
+    store: WritableStore, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(exception.ConfigError, match="no prefetch policy 'wishes'"):
+        learning.learn(store, "00" * 32, [], policy="wishes")

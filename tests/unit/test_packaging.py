@@ -50,6 +50,7 @@ def test_the_extension_points_are_these() -> None:
         "nova_enlightened.collectors",
         "nova_enlightened.hint_sources",
         "nova_enlightened.ordering_policies",
+        "nova_enlightened.prefetch_policies",
         "nova_enlightened.stores",
         "nova_enlightened.victim_policies",
     ]

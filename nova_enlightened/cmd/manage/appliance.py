@@ -165,7 +165,9 @@ def learn(arguments: argparse.Namespace, context: Context) -> int:
             for name in learning.share(store, arguments.manifest, mine):
                 output.say(f"Shared: {name}")
         with bars(arguments.json) as progress:
-            learned = learning.learn(store, arguments.manifest, files, progress)
+            learned = learning.learn(
+                store, arguments.manifest, files, progress, policy=arguments.policy
+            )
     for line in learned.skipped:
         output.say(f"Skipped: {line}")
     updated = images.set_plan(arguments.manifest, learned.digest) if images is not None else []

@@ -111,6 +111,8 @@ def _add_learn(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     made.add_argument("manifest", type=digest, help="SHA-256 of the appliance's manifest")
     made.add_argument("--traces", nargs="+", type=Path, default=[], metavar="PATH",
                       help="files, or directories with files *.trace")  # fmt: skip
+    made.add_argument("--policy", default="clusters", metavar="NAME",
+                      help="prefetch policy that makes the plan (default: clusters)")  # fmt: skip
     made.add_argument(
         "--share",
         action="store_true",

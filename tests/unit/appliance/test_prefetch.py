@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nova_enlightened.appliance.clusters import Clusters
 from nova_enlightened.appliance.manifest import Object
 from nova_enlightened.appliance.places import ApplianceSpace
 from nova_enlightened.appliance.prefetch import UNLIKELY, PrefetchPlan, make
+from nova_enlightened.appliance.prefetch_policies import FirstTouch
 from nova_enlightened.appliance.trace import merge
 from nova_enlightened.exception import PrefetchPlanError
 from nova_enlightened.knowledge.space import PageSpace
@@ -74,6 +76,25 @@ def test_what_few_runs_want_is_in_the_plan_and_nobody_waits_for_it():
     made = order_of([burst(1.0, [5]) + burst(2.0, [9]), burst(1.0, [5]), burst(1.0, [5])])
     assert made.order.tolist() == [5, 9]
     assert made.wanted_ms.tolist() == [1000, UNLIKELY]
+
+
+def test_by_first_touch_every_place_stands_for_itself():
+    runs = [burst(5.0, [1, 2]) + burst(1.0, [8, 9]) + burst(3.0, [4])]
+    made = make(merge([trace_of(sorted(run)) for run in runs]), SPACE, FirstTouch())
+    assert made.order.tolist() == [8, 9, 4, 1, 2]
+    assert made.cluster_starts.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_policy_that_leaves_a_place_out_is_refused():
+    class Forgetful(FirstTouch):
+        name = "forgetful"
+
+        def ordered(self, merged):
+            whole = super().ordered(merged)
+            return Clusters(whole.members[1:], whole.starts[1:] - 1)
+
+    with pytest.raises(PrefetchPlanError, match="forgetful"):
+        make(merge([trace_of(burst(1.0, [8, 9]))]), SPACE, Forgetful())
 
 
 @settings(deadline=None)
