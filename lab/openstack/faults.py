@@ -28,7 +28,7 @@ DRIVER_S: Final = 90.0
 SETTLED_S: Final = 180.0
 ALIVE_S: Final = 30.0
 ARM_S: Final = 4.0
-CUT_S: Final = 40.0
+CUT_S: Final = 33.0
 """libvirt gives up after 29."""
 LOOK_S: Final = 0.3
 WATCH_S: Final = 0.05
