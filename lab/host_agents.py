@@ -59,7 +59,7 @@ class HostAgents:
     def start(self) -> Self:
         """Bring all up. Raises LabError where one does not answer."""
         self._own.mkdir(exist_ok=True)
-        self._start_broker()
+        self.start_bus()
         for host in self.lab.hosts.values():
             address = f"{ADDRESS[host.name]}/{PREFIX}"
             host.run(["ip", "addr", "add", address, "dev", DATA_BRIDGE])
@@ -96,10 +96,6 @@ class HostAgents:
         process = self._running.pop("bus")
         process.terminate()
         process.wait()
-
-    def start_bus(self) -> None:
-        """It is there again. Raises LabError if not."""
-        self._start_broker()
 
     def ask(self, call: Callable[[HostAPI], dict[str, Any]]) -> dict[str, Any]:
         """What an agent answers. Raises EnlightenedError where it does not."""
@@ -153,7 +149,8 @@ class HostAgents:
 
     # -- parts ------------------------------------------------------------------------------
 
-    def _start_broker(self) -> None:
+    def start_bus(self) -> None:
+        """The message broker. Raises LabError if it does not listen."""
         (self._own / "rabbitmq.conf").write_text(_BROKER)
         (self._own / "plugins").write_text("[].\n")
         words = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import libvirt
 
-from lab import faults
+from lab import faults, relays
 from lab.errors import LabError
 from lab.openstack import services
 from lab.openstack.agents import Agents
@@ -111,7 +111,7 @@ def libvirtd_restarted(setting: Setting) -> None:
 def relay_killed(setting: Setting) -> None:
     """That of the source, which may have ended by itself."""
     setting.until_executing()
-    here = setting.cloud.lab.hosts[setting.source].outside("/run/nova-enlightened")
+    here = setting.cloud.lab.hosts[setting.source].outside(relays.DIRECTORY)
     newest = max(here.glob("*-source/state.json"), key=lambda path: path.stat().st_mtime)
     faults.kill(int(json.loads(newest.read_text())["pid"]))
 

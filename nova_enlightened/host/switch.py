@@ -56,6 +56,7 @@ class PostCopySwitch:
         self._clock = clock
         self._accepted = False
         self._guarded = False
+        self._suspended = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="postcopy-switch", daemon=True)
 
@@ -71,6 +72,8 @@ class PostCopySwitch:
 
     def _run(self) -> None:
         self._domain = _apart(self._domain)
+        with contextlib.suppress(libvirt.libvirtError):  # guarded where that is not known
+            self._guarded = self._domain.connect().getVersion() < STARTS_AGAIN
         try:
             self._ask_until_it_stops()
         finally:
@@ -113,19 +116,19 @@ class PostCopySwitch:
         """Whether QEMU will not start the domain here again. It stands still hardly longer than it
         has to: libvirt has all ready by then. Raises libvirtError, LibvirtError.
         """
-        if self._domain.connect().getVersion() >= STARTS_AGAIN:
-            # As soon as QEMU would accept. Once its migration has begun it may be late to tell.
-            if not qemu_monitor.has_capability(self._domain, "postcopy-ram"):
-                return False
-            if self._domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
-                self._domain.suspend()
+        # As soon as QEMU would accept. Once its migration has begun it may be late to tell.
+        if not qemu_monitor.has_capability(self._domain, "postcopy-ram"):
+            return False
+        if self._domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+            self._domain.suspend()
+            self._suspended = True
         self._guarded = True
         return True
 
     def _let_go(self) -> None:
-        """A domain whose migration had ended before it was suspended executes again."""
+        """A domain whose migration had ended before this suspended it executes again."""
         with contextlib.suppress(libvirt.libvirtError):
-            if self._guarded and self._domain.state() == _BY_ITSELF:
+            if self._suspended and self._domain.state() == _BY_ITSELF:
                 self._domain.resume()
 
     def _has_stopped(self) -> bool:

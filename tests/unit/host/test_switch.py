@@ -145,12 +145,17 @@ def test_it_stands_still_only_once_qemu_would_switch(ready: threading.Event) -> 
     assert domain.asked == 0
 
 
-def test_one_whose_owner_has_paused_it_is_left_so(ready: threading.Event) -> None:
+@pytest.mark.parametrize("version", [7_002_000, switch.STARTS_AGAIN])
+def test_one_whose_owner_has_paused_it_is_left_so(ready: threading.Event, version: int) -> None:
     ready.set()
-    domain = Domain(version=switch.STARTS_AGAIN)
-    domain.standing = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION]
-    assert run(domain) == 1
-    assert domain.notes == ["switched"]
+    domain = Domain(version=version, refusals=1_000_000)
+    domain.standing = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER]
+    asking = PostCopySwitch(domain, lambda: None)
+    asking.start()
+    while not domain.asked:
+        asking._thread.join(0.01)
+    asking.end()
+    assert domain.notes == []
 
 
 def test_one_that_was_suspended_after_its_migration_had_ended_executes_again(
