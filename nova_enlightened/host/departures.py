@@ -27,6 +27,7 @@ class Departure:
     :param control_uri: the destination's libvirt, as libvirt of the source reaches it.
     :param migration: of the relays that carry it; None where QEMU's own channel does.
     :param stopped: an operator said that nothing more is to be tried.
+    :param ram: of its stream, as the first of its relays told (``ram`` of its state).
     """
 
     instance: str
@@ -35,6 +36,7 @@ class Departure:
     migration: str | None = None
     attempts: int = 0
     stopped: bool = False
+    ram: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -242,8 +242,12 @@ class OrderedEviction:
             self._peer.far_side(self._conf, self._own_name),
             lambda there, peer: departure.start_carrier(self._conf, there, peer),
             self._conf.run_directory,
-            lambda record: self._tell(f"resuming, attempt {record.attempts}"),
+            self._kept,
         )
+
+    def _kept(self, record: Departure) -> None:
+        if record.attempts:
+            self._tell(f"resuming, attempt {record.attempts}")
 
     def _monitored(self, source: relays.RunningRelay | None) -> str | None:
         """The domain with a second monitor at its destination; None to have it as it is."""

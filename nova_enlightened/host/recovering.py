@@ -4,7 +4,8 @@
 Resuming asks the destination for a fresh relay, starts one here, and has QEMU's stream resumed
 through the two: by QEMU itself where its second monitor at the destination answers, else by libvirt
 (``VIR_MIGRATE_POSTCOPY_RESUME``). Either refuses unless QEMU waits paused on both hosts, so an
-attempt that comes too early costs nothing but itself.
+attempt that comes too early costs nothing but itself. Where QEMU at the source will resume no more,
+what is missing is sent in its place (:mod:`.resending`), and it is ended once all has arrived.
 """
 
 import contextlib
@@ -18,10 +19,18 @@ from typing import Any, Final, Protocol
 
 import libvirt
 
-from nova_enlightened import exception
+from nova_enlightened import exception, process_memory
 from nova_enlightened.host import departure as leaving
-from nova_enlightened.host import recovery, relays, resuming, standing, staying
+from nova_enlightened.host import (
+    recovery,
+    relays,
+    resending,
+    resuming,
+    standing,
+    staying,
+)
 from nova_enlightened.host.departures import Departure
+from nova_enlightened.host.ram_places import ReadMemory
 from nova_enlightened.host.recovery import Carrier, Decision, Seen, State, Step
 from nova_enlightened.transfer.spec import RelaySpec
 
@@ -93,6 +102,7 @@ class Recovery:
     :param top: ``[enlightened] run_directory``.
     :param keep: takes the record each time it changes.
     :param clock: monotonic seconds.
+    :param read_memory: how that of QEMU is read, which an ordinary user may not.
     """
 
     def __init__(
@@ -104,6 +114,7 @@ class Recovery:
         top: str,
         keep: Callable[[Departure], None] = lambda departure: None,
         clock: Callable[[], float] = time.monotonic,
+        read_memory: ReadMemory = process_memory.read,
     ) -> None:
         self.departure = departure
         self.state = State.STOPPED if departure.stopped else State.FOLLOWED
@@ -115,6 +126,7 @@ class Recovery:
         self._top = top
         self._keep = keep
         self._clock = clock
+        self._read_memory = read_memory
         self._stays = 0
         self._not_before = 0.0
         self._agreed = (Step.WAIT, 0)
@@ -165,7 +177,8 @@ class Recovery:
         decision = recovery.decide(self.look())
         if not self._confirmed(decision):
             return self.state
-        if decision.step is Step.RESUME and (self._busy or self._clock() < self._not_before):
+        attempts = decision.step in recovery.ATTEMPTS
+        if attempts and (self._busy or self._clock() < self._not_before):
             return self.state
         if not recovery.takes(self.state, decision.step):
             return self.state
@@ -186,6 +199,8 @@ class Recovery:
         here = standing.at_source(self._lookup)
         relay_here, status = self._own_relay()
         completed = status.get("phase") == "completed"
+        if self.departure.ram is None and status.get("ram"):
+            self._record(ram=status["ram"])
         relayed = self.departure.migration is not None
         there = There(standing.Standing.UNKNOWN, Carrier.UNKNOWN)
         carried = relay_here is Carrier.ALIVE and bool(status.get("link", {}).get("ready"))
@@ -209,6 +224,7 @@ class Recovery:
                 there.domain is standing.Standing.SWITCHING and staying.sends_no_more(self._lookup)
             ),
             gave_up=stands_still and staying.gave_up(self._lookup),
+            resends=self.departure.ram is not None,
         )
 
     def _confirmed(self, decision: Decision) -> bool:
@@ -228,7 +244,9 @@ class Recovery:
             case Step.END_THERE:
                 self._far.end_relay(self.departure)
             case Step.RESUME:
-                self._resume()
+                self._attempt(self._go_on)
+            case Step.RESEND:
+                self._attempt(self._resend)
             case Step.GO_ON_HERE:
                 self._go_on_here()
             case Step.MOVED:
@@ -273,8 +291,8 @@ class Recovery:
 
     # -- resuming ---------------------------------------------------------------------------
 
-    def _resume(self) -> None:
-        """Begin an attempt; libvirt's call lasts until the last page has crossed."""
+    def _attempt(self, act: Callable[[relays.RunningRelay], None]) -> None:
+        """Begin one, which lasts until the last page has crossed."""
         self._record(attempts=self.departure.attempts + 1)
         self._later()
         there = self._far.spec(str(uuid.uuid4()))
@@ -282,11 +300,13 @@ class Recovery:
         self._record(migration=there.migration)
         relay = self._start_here(there, peer)
         self._resuming = threading.Thread(
-            target=self._call, args=(relay,), name="resume", daemon=True
+            target=self._through, args=(relay, act), name="resume", daemon=True
         )
         self._resuming.start()
 
-    def _call(self, relay: relays.RunningRelay) -> None:
+    def _through(
+        self, relay: relays.RunningRelay, act: Callable[[relays.RunningRelay], None]
+    ) -> None:
         # QEMU before 8.2 never comes back from a stream that breaks while it resumes (it waits for
         # the other side's bitmap for ever), and libvirt fails a resume whose stream does not reach
         # QEMU at once. So neither is asked before the way is open.
@@ -297,18 +317,29 @@ class Recovery:
             relays.end(relay.spec, GONE_S, relay.pid)
             return
         try:
-            if self._listens_again(relay.spec):
-                resuming.resume(self._lookup(), relay.spec.socket)
-                LOG.info("%s: QEMU goes on, beside libvirt", self.departure.instance)
-            else:
-                where = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{relay.spec.socket}"}
-                self._lookup().migrateToURI3(self.departure.control_uri, where, RESUME_FLAGS)
-                LOG.info("%s: libvirt has resumed it to its end", self.departure.instance)
+            act(relay)
             self.trouble = ""
-        except (libvirt.libvirtError, exception.LibvirtError) as error:
+        except (libvirt.libvirtError, exception.EnlightenedError) as error:
             # QEMU may have resumed all the same: whether it came to the relay shows there.
             self.trouble = str(error)
             LOG.warning("%s: it does not resume: %s", self.departure.instance, error)
+
+    def _go_on(self, relay: relays.RunningRelay) -> None:
+        if self._listens_again(relay.spec):
+            resuming.resume(self._lookup(), relay.spec.socket)
+            LOG.info("%s: QEMU goes on, beside libvirt", self.departure.instance)
+        else:
+            where = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{relay.spec.socket}"}
+            self._lookup().migrateToURI3(self.departure.control_uri, where, RESUME_FLAGS)
+            LOG.info("%s: libvirt has resumed it to its end", self.departure.instance)
+
+    def _resend(self, relay: relays.RunningRelay) -> None:
+        self._far.listen_again(self.departure, relay.spec.migration)
+        domain = self._lookup()
+        assert self.departure.ram is not None
+        resending.resend(domain, relay.spec.socket, self.departure.ram, self._read_memory)
+        LOG.info("%s: the destination has all of it", self.departure.instance)
+        domain.destroy()
 
     def _listens_again(self, spec: RelaySpec) -> bool:
         """Whether QEMU at the destination could be told so out of band.

@@ -3,8 +3,9 @@
 
 From the switch on the VM's memory is in two places. A step either waits, or clears away what is
 left of a broken pair of relays, or has QEMU resume the stream from one paused end to the other, or
-says how it ended. The source's processors are started again in one case only: the destination's
-QEMU has ended, and it is certain that none of its own ever executed.
+sends what is missing where QEMU at the source will not, or says how it ended. The source's
+processors are started again in one case only: the destination's QEMU has ended, and it is certain
+that none of its own ever executed.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ class Step(enum.StrEnum):
     END_HERE = "end the source's relay"
     END_THERE = "end the destination's relay"
     RESUME = "resume"
+    RESEND = "send the rest in QEMU's place"
     GO_ON_HERE = "go on at the source"
     MOVED = "moved"
     STAYED = "stayed"
@@ -48,6 +50,7 @@ class Seen:
     :param never_executed: the VM has not executed in the destination's QEMU, which has ended.
     :param sends_no_more: QEMU at the source does not; its migration has failed, or paused.
     :param gave_up: QEMU at the source will not resume: its migration has failed.
+    :param resends: what its destination lacks can be sent in its place, as far as is known.
     """
 
     here: Standing
@@ -60,6 +63,7 @@ class Seen:
     never_executed: bool = False
     sends_no_more: bool = False
     gave_up: bool = False
+    resends: bool = False
 
 
 CONFIRMED: Final = 3
@@ -165,11 +169,26 @@ _RULES: Final[tuple[_Rule, ...]] = (
     ),
     (
         # QEMU from 8.2 on, where the stream breaks after the last page, before the other's word.
-        lambda seen: seen.gave_up and seen.here in SWITCHED and seen.there in SWITCHED,
+        lambda seen: (
+            seen.gave_up and not seen.resends and seen.here in SWITCHED and seen.there in SWITCHED
+        ),
         Decision(
             Step.LOST,
             "QEMU at the source has given its migration up: the destination's copy waits for "
             "pages that are sent no more",
+            looks=CONFIRMED,
+        ),
+    ),
+    (
+        lambda seen: (
+            seen.gave_up
+            and seen.here in SWITCHED
+            and seen.there in SWITCHED
+            and (seen.relay_here, seen.relay_there) == (Carrier.GONE, Carrier.GONE)
+        ),
+        Decision(
+            Step.RESEND,
+            "QEMU at the source has given its migration up: what is missing is sent in its place",
             looks=CONFIRMED,
         ),
     ),
@@ -193,7 +212,9 @@ _RULES: Final[tuple[_Rule, ...]] = (
     ),
     (
         # Relays end with the last page, a moment before libvirt does.
-        lambda seen: seen.completed and Standing.FAILED not in (seen.here, seen.there),
+        lambda seen: (
+            seen.completed and not seen.gave_up and Standing.FAILED not in (seen.here, seen.there)
+        ),
         Decision(Step.WAIT, "the last page has crossed, and libvirt ends it"),
     ),
     (
@@ -258,10 +279,12 @@ class State(enum.StrEnum):
 ENDS: Final = frozenset({State.MOVED, State.STAYED, State.LOST})
 
 _LIVE: Final = (State.FOLLOWED, State.CLEARING, State.RESUMING)
+ATTEMPTS: Final = (Step.RESUME, Step.RESEND)
+"""Those that may fail, and are made again after a pause."""
 _AFTER: Final[Mapping[tuple[State, Step], State]] = {
     **{(state, Step.END_HERE): State.CLEARING for state in _LIVE},
     **{(state, Step.END_THERE): State.CLEARING for state in _LIVE},
-    **{(state, Step.RESUME): State.RESUMING for state in _LIVE},
+    **{(state, step): State.RESUMING for state in _LIVE for step in ATTEMPTS},
     (State.FOLLOWED, Step.WAIT): State.FOLLOWED,
     (State.CLEARING, Step.WAIT): State.CLEARING,
     (State.RESUMING, Step.WAIT): State.FOLLOWED,

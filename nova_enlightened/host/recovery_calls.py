@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 import libvirt
 from oslo_config import cfg
 
-from nova_enlightened import exception
+from nova_enlightened import exception, privsep
 from nova_enlightened.host import arrival_monitor, far_sides, relays, standing
 from nova_enlightened.host import departure as leaving
 from nova_enlightened.host.departures import Departure, Departures
@@ -153,6 +153,7 @@ class RecoveryCalls:
             self._start_here,
             self._top,
             keep,
+            read_memory=privsep.read_memory,
         )
 
     def _start_here(self, there: RelaySpec, peer: leaving.Peer) -> relays.RunningRelay:

@@ -7,19 +7,16 @@ way, of which nothing has crossed and nothing is read, and can be ended.
 """
 
 import contextlib
-import re
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from nova_enlightened import exception
-from nova_enlightened.host import qemu_monitor, resuming
+from nova_enlightened.host import qemu_monitor, ram_places, resuming
 from nova_enlightened.stream.empty_destination import EmptyDestination
 
 RECOVERS_S: Final = 5.0
 _READ: Final = 64 << 10
-# Name, page size, offset, used length: "pc.ram    4 KiB  0x0... 0x8000000 0x8000000 ..."
-_BLOCK: Final = re.compile(r"^\s*(\S+)\s+\d+ \w*B\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s", re.MULTILINE)
 
 
 @contextlib.contextmanager
@@ -31,7 +28,7 @@ def recovered(domain: Any) -> Iterator[socket.socket]:
     :param domain: at the source, ``libvirt.virDomain``; its post-copy has paused.
     :raises LibvirtError: QEMU declines, or does not recover.
     """
-    blocks = _blocks(domain)
+    blocks = {name: place.length for name, place in ram_places.of(domain).items()}
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -57,9 +54,3 @@ def _answer(peer: socket.socket, blocks: Mapping[str, int]) -> None:
 
 def _is_active(domain: Any) -> bool:
     return qemu_monitor.migration_status(domain) == "postcopy-active"
-
-
-def _blocks(domain: Any) -> dict[str, int]:
-    """Length in bytes of QEMU's RAM blocks by name, which only the monitor for people tells."""
-    told = qemu_monitor.ask_in_words(domain, "info ramblock")
-    return {name: int(used, 16) for name, used in _BLOCK.findall(told)}

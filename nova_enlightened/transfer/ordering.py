@@ -77,6 +77,7 @@ class OrderedMigration:
         self._injector: Injector | None = None
         self._resequencer: Resequencer | None = None
         self._named: str | None = None  # the block the destination named last
+        self._ram: dict[str, Any] = {}
 
     @property
     def pulling(self) -> bool:
@@ -164,6 +165,9 @@ class OrderedMigration:
         stream.receive_data(data)
         while (event := stream.next_event()) is not ev.NEED_DATA:
             self._observe(event, now)
+            if isinstance(event, ev.RamBlocks):
+                # All that one has to know who sends the rest of it in QEMU's place.
+                self._ram = {"section": stream.ram_section_id, "blocks": list(event.blocks)}
 
     def forward_ended(self, channel: int) -> None:
         """QEMU closed a channel. :raises StreamError: in the middle of something."""
@@ -210,6 +214,7 @@ class OrderedMigration:
             "opaque_reason": self.opaque_reason,
             "marks": dataclasses.asdict(self.marks),
             "fault_latency_s": _summary(self._latencies),
+            "ram": self._ram or None,
         }
         if self._injector is not None:
             pages = dataclasses.asdict(self._injector.statistics())

@@ -10,7 +10,7 @@ import libvirt
 import pytest
 
 from nova_enlightened import exception
-from nova_enlightened.host import recovering, relays, resuming, staying
+from nova_enlightened.host import recovering, relays, resending, resuming, staying
 from nova_enlightened.host.departure import Peer
 from nova_enlightened.host.departures import Departure, Departures
 from nova_enlightened.host.recoveries import Recoveries
@@ -22,6 +22,7 @@ from nova_enlightened.transfer.spec import RelaySpec
 A = "6a8c3ba0-3a1c-4b0e-9a3e-1f2d3c4b5a69"
 OLD = "7f1d0a54-7a0b-4c07-9a6e-6a52a9a3c7de"
 DEPARTURE = Departure(A, "host2", "qemu+tcp://host2/system", OLD)
+RAM = {"section": 2, "blocks": [["pc.ram", 1 << 20, 4096]]}
 PAUSED = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
 RUNNING = (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED)
 MIGRATED = (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED)
@@ -54,6 +55,8 @@ class Scene:
         self.resumed: list[str] = []
         self.unreachable = False
         self.gave_up = False
+        self.resent: list[tuple[str, dict[str, Any]]] = []
+        self.destroyed = 0
         self.looked = 0
         self.called = threading.Event()
         self.records: list[Departure] = []
@@ -61,6 +64,7 @@ class Scene:
         monkeypatch.setattr(relays, "carrier", lambda spec: (self.relay_here, self.status))
         monkeypatch.setattr(relays, "linked", lambda relay, patience: None)
         monkeypatch.setattr(resuming, "resume", self.resume)
+        monkeypatch.setattr(resending, "resend", self.resend)
         monkeypatch.setattr(staying, "go_on", self.go_on)
         monkeypatch.setattr(staying, "gave_up", lambda lookup: self.gave_up)
         monkeypatch.setattr(relays.RunningRelay, "take_leave", lambda relay: None)
@@ -109,6 +113,9 @@ class Scene:
         finally:
             self.called.set()
 
+    def destroy(self) -> None:
+        self.destroyed += 1
+
     # -- as the destination --
 
     def look(self, departure: Departure) -> There:
@@ -139,6 +146,12 @@ class Scene:
     def resume(self, domain: Any, path: str) -> None:
         self.resumed.append(path)
         self.called.set()
+
+    def resend(self, domain: Any, path: str, ram: dict[str, Any], read_memory: Any) -> None:
+        self.resent.append((path, ram))
+        self.called.set()
+        if self.refuses:
+            raise exception.LibvirtError("the relay has closed its connection")
 
 
 def spec(migration: str) -> RelaySpec:
@@ -242,11 +255,66 @@ def test_a_vm_whose_destination_is_dead_is_lost_and_says_why(scene: Scene) -> No
     assert not scene.calls
 
 
-def test_a_vm_whose_source_gave_up_is_lost_and_not_started_here(scene: Scene) -> None:
+def test_a_vm_whose_source_gave_up_is_lost_where_nothing_is_known_of_its_memory(
+    scene: Scene,
+) -> None:
     scene.gave_up = True
     assert scene.turns() is State.LOST
     assert "given its migration up" in scene.one.why
     assert not scene.went_on
+
+
+def given_up(scene: Scene) -> None:
+    """Its relay told of its memory while it could."""
+    scene.status["ram"] = RAM
+    scene.gave_up = scene.listens = True
+    assert scene.turns() is State.RESUMING
+    assert scene.called.wait(10)
+    assert scene.one._resuming is not None
+    scene.one._resuming.join(10)
+
+
+def test_what_a_source_that_gave_up_has_is_sent_and_then_it_is_ended(scene: Scene) -> None:
+    given_up(scene)
+    assert scene.resent == [(spec("any").socket, RAM)]
+    assert scene.destroyed == 1
+    assert not scene.resumed
+    assert not scene.went_on
+
+
+def test_a_source_whose_memory_did_not_arrive_is_not_ended_but_tried_again(scene: Scene) -> None:
+    scene.refuses = True
+    given_up(scene)
+    assert scene.destroyed == 0
+    assert "closed" in scene.one.trouble
+    scene.refuses = False
+    scene.called.clear()
+    scene.now += 60
+    scene.turns()
+    assert scene.called.wait(10)
+
+
+def test_a_source_is_not_read_for_a_destination_that_does_not_listen(scene: Scene) -> None:
+    scene.status["ram"] = RAM
+    scene.gave_up = True
+    scene.turns()
+    assert scene.one._resuming is not None
+    scene.one._resuming.join(10)
+    assert not scene.resent
+    assert "no second monitor" in scene.one.trouble
+
+
+def test_what_a_relay_told_of_the_memory_outlives_it_and_a_restart(
+    scene: Scene, tmp_path: pathlib.Path
+) -> None:
+    kept = Departures(str(tmp_path))
+    scene.status["ram"] = RAM
+    scene.relay_here = Carrier.ALIVE
+    Recoveries(kept, scene.recovery).follow(DEPARTURE)
+    known = Recoveries(kept, scene.recovery)
+    known.load()
+    known.turn()
+    assert [one.ram for one in kept.kept()] == [RAM]
 
 
 def test_a_vm_that_never_executed_there_goes_on_here_and_stayed(scene: Scene) -> None:

@@ -14,7 +14,7 @@ CARRIED = Seen(Standing.POSTCOPY, Standing.POSTCOPY, Carrier.ALIVE, Carrier.ALIV
 BROKEN = Seen(Standing.FAILED, Standing.FAILED, Carrier.GONE, Carrier.GONE)
 EVERYTHING = [
     Seen(*seen)
-    for seen in itertools.product(Standing, Standing, Carrier, Carrier, *[(False, True)] * 6)
+    for seen in itertools.product(Standing, Standing, Carrier, Carrier, *[(False, True)] * 7)
 ]
 
 
@@ -74,7 +74,17 @@ def test_a_source_that_ended_before_the_last_page_has_lost_the_vm() -> None:
         assert step(BROKEN, here=Standing.ENDED, there=there) is Step.LOST
 
 
-def test_a_source_that_gave_up_after_the_last_page_has_lost_the_vm_and_is_not_started() -> None:
+def test_what_is_missing_is_sent_in_the_place_of_a_source_that_gave_up() -> None:
+    for there in (Standing.POSTCOPY, Standing.FAILED):
+        given_up = dataclasses.replace(BROKEN, gave_up=True, resends=True, there=there)
+        assert decide(given_up).step is Step.RESEND
+        assert step(given_up, completed=True) is Step.RESEND
+        assert step(given_up, relay_there=Carrier.ALIVE) is Step.END_THERE
+        assert step(given_up, relay_there=Carrier.UNKNOWN) is Step.WAIT
+        assert step(given_up, relay_here=Carrier.ALIVE) is Step.END_HERE
+
+
+def test_a_source_that_gave_up_and_is_not_known_has_lost_the_vm_and_is_not_started() -> None:
     for there in (Standing.POSTCOPY, Standing.FAILED):
         assert step(BROKEN, gave_up=True, there=there) is Step.LOST
     assert step(BROKEN, gave_up=True, there=Standing.UNKNOWN) is not Step.LOST
@@ -145,7 +155,7 @@ def test_a_vm_is_called_lost_only_by_hosts_that_answer() -> None:
 def test_one_step_only_starts_a_vm() -> None:
     assert {one.value for one in Step} - {Step.GO_ON_HERE.value} == {
         "wait", "end the source's relay", "end the destination's relay", "resume",
-        "moved", "stayed", "lost",
+        "send the rest in QEMU's place", "moved", "stayed", "lost",
     }  # fmt: skip
 
 
