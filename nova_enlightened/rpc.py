@@ -30,8 +30,9 @@ LOG = logging.getLogger(__name__)
 EXCHANGE: Final = "nova_enlightened"
 HOST_TOPIC: Final = "nova-enlightened-host"
 REPORT_TOPIC: Final = "nova-enlightened-report"
-HOST_VERSION: Final = "1.2"
-"""What an agent serves. 1.1: appliances, and recovery. 1.2: arrivals are monitored."""
+HOST_VERSION: Final = "1.3"
+"""What an agent serves. 1.1: appliances, and recovery. 1.2: arrivals are monitored. 1.3: and ended,
+where they never executed."""
 MONITORED_ARRIVALS: Final = "1.2"
 """Since when an agent keeps a second monitor of a VM that arrives."""
 FIRST_HOST_VERSION: Final = "1.0"
@@ -242,6 +243,13 @@ class HostAPI:
         return self._call(
             host, "recover_arrival", ARRIVAL_TIMEOUT_S, version=MONITORED_ARRIVALS, **arriving
         )
+
+    def end_unstarted(self, host: str, instance: str, migration: str) -> dict[str, Any]:
+        """Asked by the source's agent, which has all of the VM: end it there, as it never executed
+        and waits for what cannot reach it. Refused where it may have. Since 1.3.
+        """
+        arriving = {"instance": instance, "migration": migration}
+        return self._call(host, "end_unstarted", ARRIVAL_TIMEOUT_S, version="1.3", **arriving)
 
     # --- appliances, since 1.1: asked by nova-compute of its own host's agent --------------------
 

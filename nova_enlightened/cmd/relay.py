@@ -160,7 +160,8 @@ def _executed(directory: str, instance: str, migration: str) -> int:
     from nova_enlightened.host import arrival_monitor
     from nova_enlightened.host.spare_monitor import monitor_path
 
-    print(json.dumps(arrival_monitor.executed(monitor_path(directory, instance), migration)))
+    told = arrival_monitor.executed(monitor_path(directory, instance), migration)
+    print(json.dumps(told._asdict()))
     return 0
 
 

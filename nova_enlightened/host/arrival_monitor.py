@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nova_enlightened import exception
 from nova_enlightened.host.spare_monitor import SpareMonitor
@@ -80,18 +80,25 @@ def recover(monitor: str, uri: str) -> None:
     control.ask(control_path(monitor), "recover", uri=uri)
 
 
-def executed(monitor: str, migration: str) -> bool | None:
-    """Whether the VM has executed that arrived; see :attr:`.SpareMonitor.executed`.
+class Told(NamedTuple):
+    """See the attributes of the same names of :class:`.SpareMonitor`."""
+
+    executed: bool | None = None
+    waits: bool = False
+
+
+def executed(monitor: str, migration: str) -> Told:
+    """Whether the VM has executed that arrived, as far as anybody can tell.
 
     :param monitor: ``RelaySpec.monitor``.
     :param migration: by which it arrived. Of another arrival of the same VM nothing is said.
-    :returns: None where nobody can tell.
     """
     try:
-        told = control.ask(control_path(monitor), "executed", migration=migration).get("executed")
+        told = control.ask(control_path(monitor), "executed", migration=migration)
     except exception.RelayError:
-        return None
-    return told if isinstance(told, bool) else None
+        return Told()
+    so_far = told.get("executed")
+    return Told(so_far if isinstance(so_far, bool) else None, told.get("waits") is True)
 
 
 def control_path(monitor: str) -> str:
@@ -214,7 +221,9 @@ class ArrivalMonitor:
         return {}
 
     def _executed(self, migration: str) -> dict[str, Any]:
-        return {"executed": self._monitor.executed if migration == self._migration else None}
+        if migration != self._migration:
+            return Told()._asdict()
+        return Told(self._monitor.executed, self._monitor.waits)._asdict()
 
     def _recover(self, uri: str) -> dict[str, Any]:
         deadline = self._clock() + PAUSE_S

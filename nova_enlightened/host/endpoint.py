@@ -186,6 +186,14 @@ class HostEndpoint:
         self._recovery.recover_arrival(instance_uuid(instance), instance_uuid(migration))
         return {}
 
+    @expected
+    def end_unstarted(
+        self, context: dict[str, Any], instance: str, migration: str
+    ) -> dict[str, Any]:
+        """End a VM that arrives and never executed."""
+        self._recovery.end_unstarted(instance_uuid(instance), instance_uuid(migration))
+        return {}
+
 
 def instance_uuid(text: object) -> str:
     """A UUID as it goes into file names and tables. :raises AgentRefused: it is none."""

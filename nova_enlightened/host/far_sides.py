@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The destination of a recovery: another host's agent, or its libvirt and a command."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import libvirt
@@ -12,6 +13,8 @@ import libvirt
 from nova_enlightened import exception
 from nova_enlightened.host import departure as leaving
 from nova_enlightened.host import standing
+from nova_enlightened.host.arrival_monitor import Told
+from nova_enlightened.host.connection import translated
 from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.recovering import There
 from nova_enlightened.host.recovery import AWAY, Carrier
@@ -38,6 +41,9 @@ class HostCalls(Protocol):
 
     def recover_arrival(self, host: str, instance: str, migration: str) -> dict[str, Any]:
         """Have QEMU listen again."""
+
+    def end_unstarted(self, host: str, instance: str, migration: str) -> dict[str, Any]:
+        """End a domain that never executed."""
 
 
 class AgentFarSide:
@@ -83,12 +89,18 @@ class AgentFarSide:
         """Ask for it."""
         self._calls.recover_arrival(self._host, departure.instance, migration)
 
+    def end_domain(self, departure: Departure) -> None:
+        """Ask for it; it looks for itself."""
+        if departure.migration is not None:
+            self._calls.end_unstarted(self._host, departure.instance, departure.migration)
+
 
 def there(said: Mapping[str, Any]) -> There:
     """What another agent said of an arrival. :raises AgentRefused: it is nonsense."""
     try:
         domain, relay = Standing(said["domain"]), Carrier(said["relay"])
-        return There(domain, relay, never_executed=said.get("executed") is False)
+        waits = said.get("waits") is True
+        return There(domain, relay, never_executed=said.get("executed") is False, waits=waits)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise exception.AgentRefused(f"the other agent answers nonsense: {error!r}") from error
 
@@ -114,9 +126,11 @@ class CommandFarSide:
 
     def look(self, departure: Departure) -> There:
         """As libvirt and the relay there say."""
-        domain = _at(departure)
-        never = domain in AWAY and self._never_executed(departure)
-        return There(domain, self._carrier(departure.migration), never)
+        domain, told = _at(departure), Told()
+        if domain in AWAY or domain is Standing.SWITCHING:
+            told = self._executed(departure)
+        carrier = self._carrier(departure.migration)
+        return There(domain, carrier, told.executed is False, told.waits)
 
     def end_relay(self, departure: Departure) -> None:
         """End it."""
@@ -135,14 +149,21 @@ class CommandFarSide:
         """Ask for it."""
         self._run("recover", self.top, departure.instance, migration)
 
-    def _never_executed(self, departure: Departure) -> bool:
+    def end_domain(self, departure: Departure) -> None:
+        """End it."""
+        with _domain_at(departure) as find:
+            if self._executed(departure).waits:
+                with translated("the end of a VM that never executed"):
+                    find().destroy()
+
+    def _executed(self, departure: Departure) -> Told:
         if departure.migration is None:
-            return False
+            return Told()
         try:
-            told = self._run("executed", self.top, departure.instance, departure.migration)
-            return json.loads(told) is False
-        except (exception.RelayError, ValueError):
-            return False
+            words = self._run("executed", self.top, departure.instance, departure.migration)
+            return Told(**json.loads(words))
+        except (exception.RelayError, ValueError, TypeError):
+            return Told()
 
     def _carrier(self, migration: str | None) -> Carrier:
         try:
@@ -167,13 +188,22 @@ class CommandFarSide:
 
 def _at(departure: Departure) -> Standing:
     try:
-        connection = libvirt.open(departure.control_uri)
-    except libvirt.libvirtError:
+        with _domain_at(departure) as find:
+            return standing.of(find)
+    except exception.LibvirtError:
         return Standing.UNKNOWN
+
+
+@contextlib.contextmanager
+def _domain_at(departure: Departure) -> Iterator[Callable[[], Any]]:
+    """Finds the domain; raises ``libvirtError``.
+
+    :raises LibvirtError: libvirt of the destination cannot be reached.
+    """
+    with translated(departure.control_uri):
+        connection = libvirt.open(departure.control_uri)
     try:
-        return standing.of(lambda: connection.lookupByUUIDString(departure.instance))
+        yield lambda: connection.lookupByUUIDString(departure.instance)
     finally:
-        try:
+        with contextlib.suppress(libvirt.libvirtError):  # it was lost meanwhile
             connection.close()
-        except libvirt.libvirtError:
-            pass  # it was lost meanwhile

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a VM's RAM blocks lie in its QEMU, and what is in them while the VM stands still."""
 
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from nova_enlightened import exception
-from nova_enlightened.host import qemu_monitor
-from nova_enlightened.host.collectors.domains import PID_DIRECTORY
+from nova_enlightened.host import qemu_monitor, qemu_process
 
 # Name, page size, offset, used length, length, and from QEMU 8.1 on the address:
 # "pc.ram    4 KiB  0x0... 0x8000000 0x8000000 0x7f... rw"
@@ -48,9 +46,9 @@ def reader(domain: Any, read_memory: ReadMemory) -> Callable[[str, int, int], by
     :raises LibvirtError: QEMU does not tell where they are.
     """
     uuid = domain.UUIDString()
-    pid = _process(domain.name())
+    pid = qemu_process.pid(domain)
     places = of(domain)
-    if pid is None or any(place.address is None for place in places.values()):
+    if any(place.address is None for place in places.values()):
         raise exception.LibvirtError("QEMU at the source does not tell where its memory is")
 
     def read(block: str, offset: int, length: int) -> bytes:
@@ -63,10 +61,3 @@ def reader(domain: Any, read_memory: ReadMemory) -> Callable[[str, int, int], by
             raise exception.LibvirtError(f"memory of QEMU at the source: {error}") from error
 
     return read
-
-
-def _process(name: str) -> int | None:
-    try:
-        return int(pathlib.Path(PID_DIRECTORY, f"{name}.pid").read_text())
-    except (OSError, ValueError):
-        return None

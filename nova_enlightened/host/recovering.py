@@ -68,11 +68,15 @@ RESUME_FLAGS: Final = (
 
 @dataclasses.dataclass(frozen=True)
 class There:
-    """What the destination says of a VM that arrives and of its relay."""
+    """What the destination says of a VM that arrives and of its relay.
+
+    :param never_executed, waits: as in :class:`.Seen`.
+    """
 
     domain: standing.Standing
     relay: Carrier
     never_executed: bool = False
+    waits: bool = False
 
 
 class FarSide(Protocol):
@@ -92,6 +96,29 @@ class FarSide(Protocol):
 
     def listen_again(self, departure: Departure, migration: str) -> None:
         """Have QEMU listen for a fresh relay, past a main loop that waits for a page."""
+
+    def end_domain(self, departure: Departure) -> None:
+        """End the VM there, unless it has executed meanwhile."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _OwnRelay:
+    """This host's relay, see :class:`.staying.Relay`; None where nothing is left of it."""
+
+    spec: RelaySpec | None
+
+    @property
+    def path(self) -> str:
+        return "" if self.spec is None else self.spec.socket
+
+    def take_leave(self) -> None:
+        if self.spec is not None:
+            with contextlib.suppress(exception.RelayGone):
+                relays.RunningRelay(self.spec, 0).take_leave()
+
+    def end(self) -> None:
+        if self.spec is not None:
+            relays.end(self.spec, GONE_S)
 
 
 class Recovery:
@@ -225,6 +252,7 @@ class Recovery:
             ),
             gave_up=stands_still and staying.gave_up(self._lookup),
             resends=self.departure.ram is not None,
+            waits=there.waits,
         )
 
     def _confirmed(self, decision: Decision) -> bool:
@@ -243,6 +271,8 @@ class Recovery:
                 self._end_here()
             case Step.END_THERE:
                 self._far.end_relay(self.departure)
+            case Step.END_UNSTARTED:
+                self._far.end_domain(self.departure)
             case Step.RESUME:
                 self._attempt(self._go_on)
             case Step.RESEND:
@@ -266,18 +296,13 @@ class Recovery:
         return carrier, status or relays.RunningRelay(spec, 0).state()
 
     def _end_here(self) -> None:
-        spec = self._own_spec()
-        if spec is not None:
-            relays.end(spec, GONE_S)
+        _OwnRelay(self._own_spec()).end()
 
     def _go_on_here(self) -> None:
         self._stays += 1
-        spec = self._own_spec()
-        if spec is not None:
-            with contextlib.suppress(exception.RelayGone):
-                relays.RunningRelay(spec, 0).take_leave()
-        staying.go_on(self._lookup(), self._end_here)
-        self._end_here()
+        relay = _OwnRelay(self._own_spec())
+        staying.go_on(self._lookup(), relay)
+        relay.end()
 
     def _undefine(self) -> None:
         """Remove the definition that libvirt leaves where nobody waited for its migration."""

@@ -32,6 +32,7 @@ class Step(enum.StrEnum):
     WAIT = "wait"
     END_HERE = "end the source's relay"
     END_THERE = "end the destination's relay"
+    END_UNSTARTED = "end the VM at the destination, which never executed"
     RESUME = "resume"
     RESEND = "send the rest in QEMU's place"
     GO_ON_HERE = "go on at the source"
@@ -51,6 +52,7 @@ class Seen:
     :param sends_no_more: QEMU at the source does not; its migration has failed, or paused.
     :param gave_up: QEMU at the source will not resume: its migration has failed.
     :param resends: what its destination lacks can be sent in its place, as far as is known.
+    :param waits: the VM has not executed so far in the destination's QEMU, which is there.
     """
 
     here: Standing
@@ -64,6 +66,7 @@ class Seen:
     sends_no_more: bool = False
     gave_up: bool = False
     resends: bool = False
+    waits: bool = False
 
 
 CONFIRMED: Final = 3
@@ -206,6 +209,21 @@ _RULES: Final[tuple[_Rule, ...]] = (
         ),
     ),
     (
+        # QEMU 10.0, which has all of the device state, and loading it waits for a page.
+        lambda seen: (
+            seen.waits
+            and seen.there is Standing.SWITCHING
+            and seen.here in SWITCHED
+            and seen.relay_there is Carrier.GONE
+            and seen.relay_here is not Carrier.UNKNOWN
+        ),
+        Decision(
+            Step.END_UNSTARTED,
+            "QEMU at the destination never executed it, and waits for what cannot reach it",
+            looks=ENDING,
+        ),
+    ),
+    (
         # QEMU at the destination ends, and does not pause, where its socket closes before it runs.
         lambda seen: Standing.SWITCHING in (seen.here, seen.there),
         Decision(Step.WAIT, "it is being handed over"),
@@ -284,6 +302,7 @@ ATTEMPTS: Final = (Step.RESUME, Step.RESEND)
 _AFTER: Final[Mapping[tuple[State, Step], State]] = {
     **{(state, Step.END_HERE): State.CLEARING for state in _LIVE},
     **{(state, Step.END_THERE): State.CLEARING for state in _LIVE},
+    **{(state, Step.END_UNSTARTED): State.CLEARING for state in _LIVE},
     **{(state, step): State.RESUMING for state in _LIVE for step in ATTEMPTS},
     (State.FOLLOWED, Step.WAIT): State.FOLLOWED,
     (State.CLEARING, Step.WAIT): State.CLEARING,

@@ -11,12 +11,14 @@ from oslo_config import cfg
 from nova_enlightened import exception, privsep
 from nova_enlightened.host import arrival_monitor, far_sides, relays, standing
 from nova_enlightened.host import departure as leaving
+from nova_enlightened.host.connection import translated
 from nova_enlightened.host.departures import Departure, Departures
 from nova_enlightened.host.recoveries import Recoveries
 from nova_enlightened.host.recovering import GONE_S, Recovery
 from nova_enlightened.host.recovery import AWAY, Carrier
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
 from nova_enlightened.host.spare_monitor import monitor_path
+from nova_enlightened.host.standing import Standing
 from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
@@ -120,9 +122,9 @@ class RecoveryCalls:
         domain = standing.of(lookup(self._connection, instance))
         carrier = Carrier.GONE if spec is None else relays.carrier(spec)[0]
         said: dict[str, Any] = {"domain": domain.value, "relay": carrier.value}
-        if domain in AWAY and migration is not None:
+        if migration is not None and (domain in AWAY or domain is Standing.SWITCHING):
             monitor = monitor_path(self._top, instance)
-            said["executed"] = arrival_monitor.executed(monitor, migration)
+            said |= arrival_monitor.executed(monitor, migration)._asdict()
         return said
 
     def end_arrival(self, migration: str) -> None:
@@ -139,6 +141,20 @@ class RecoveryCalls:
         """
         monitor = monitor_path(self._top, instance)
         arrival_monitor.recover(monitor, f"unix:{leaving.Places(self._top, migration).socket}")
+
+    def end_unstarted(self, instance: str, migration: str) -> None:
+        """End a VM that arrives and never executed.
+
+        :raises AgentRefused: it may have executed, or a relay may still bring what it waits for.
+        :raises LibvirtError: libvirt does not end it.
+        """
+        said = self.arrival(instance, migration)
+        unstarted = said.get("waits") and said["domain"] == Standing.SWITCHING
+        if not unstarted or said["relay"] != Carrier.GONE:
+            raise exception.AgentRefused(f"{instance} is not ended here: it may have executed")
+        LOG.warning("%s never executed here and goes back: it is ended", instance)
+        with translated("the end of a VM that never executed"):
+            lookup(self._connection, instance)().destroy()
 
     # -- parts ------------------------------------------------------------------------------
 

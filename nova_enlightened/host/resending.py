@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from nova_enlightened import exception
-from nova_enlightened.host import qemu_monitor, ram_places
+from nova_enlightened.host import ram_places, resuming
 from nova_enlightened.host.ram_places import ReadMemory
 from nova_enlightened.stream.events import RamBlock
 from nova_enlightened.stream.stopped_source import STEP, StoppedSource
@@ -45,7 +45,7 @@ def resend(domain: Any, path: str, ram: Mapping[str, Any], read_memory: ReadMemo
             main = stack.enter_context(_connected(path))
             _say(main, source, source.ask(), lambda: source.told)
             LOG.info("The destination lacks %d pages, and is given them", source.lacking)
-            if qemu_monitor.has_capability(domain, "postcopy-preempt"):
+            if resuming.preempts(domain):
                 stack.enter_context(_connected(path))  # it waits for its second channel
             _say(main, source, source.resume(), lambda: source.resumed)
             _send(main, source, read)

@@ -9,7 +9,7 @@ import socket
 from typing import Any, Final
 
 from nova_enlightened import exception
-from nova_enlightened.host import qemu_monitor
+from nova_enlightened.host import qemu_monitor, qemu_process
 
 NAME: Final = "enlightened-resume"
 
@@ -22,8 +22,8 @@ def resume(domain: Any, path: str) -> None:
 
     :raises LibvirtError: QEMU declines, or nobody listens there.
     """
-    if qemu_monitor.has_capability(domain, "postcopy-preempt"):
-        qemu_monitor.ask(domain, "migrate", uri=f"unix:{path}", resume=True)
+    if preempts(domain):
+        to_listener(domain, path)
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
@@ -31,6 +31,20 @@ def resume(domain: Any, path: str) -> None:
         except OSError as error:
             raise exception.LibvirtError(f"{path}: {error}") from error
         through(domain, connection)
+
+
+def preempts(domain: Any) -> bool:
+    """Whether its migration has a second channel. :raises LibvirtError: QEMU does not tell."""
+    return qemu_monitor.has_capability(domain, "postcopy-preempt")
+
+
+def to_listener(domain: Any, path: str) -> None:
+    """Have QEMU connect to `path` by itself, as often as it has channels, and go on.
+
+    :raises LibvirtError: QEMU declines, or nobody listens there.
+    """
+    qemu_process.let_connect(domain, path)
+    qemu_monitor.ask(domain, "migrate", uri=f"unix:{path}", resume=True)
 
 
 def through(domain: Any, connection: socket.socket) -> None:

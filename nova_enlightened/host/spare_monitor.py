@@ -130,6 +130,15 @@ class SpareMonitor:
                 return True
             return False if connection.heard_to_its_end else None
 
+    @property
+    def waits(self) -> bool:
+        """Whether the QEMU that is connected here has not executed the VM so far, for certain."""
+        with self._changed:
+            connection = self._connection
+            return (
+                connection is not None and self._connections == 1 and connection.waits_for_its_start
+            )
+
     def ask(
         self, command: str, seconds: float = ANSWER_S, *, out_of_band: bool = True, **words: Any
     ) -> Any:
@@ -263,6 +272,11 @@ class _Connection:
     def heard_to_its_end(self) -> bool:
         """Whether nothing was missed from when QEMU waited for its migration until it ended."""
         return self.over and self._waited
+
+    @property
+    def waits_for_its_start(self) -> bool:
+        """Whether QEMU, which waited for its migration, is there and has not told of a start."""
+        return self._open and self._waited and not self.resumed
 
     def _answered(self, answer: Answer) -> None:
         with self._lock:

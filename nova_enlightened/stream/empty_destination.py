@@ -6,7 +6,7 @@ from typing import Final
 
 from nova_enlightened import exception
 from nova_enlightened.stream import encode
-from nova_enlightened.stream.events import NEED_DATA, Command
+from nova_enlightened.stream.events import NEED_DATA, Command, EndOfStream, Opaque
 from nova_enlightened.stream.migration import MigrationStream
 from nova_enlightened.stream.sections import read_recv_bitmap
 from nova_enlightened.stream.states import Channel
@@ -20,10 +20,11 @@ class EmptyDestination:
 
     :param blocks: length in bytes of the RAM blocks that may be asked about, by name.
     :ivar resumed: the source has been told all it asks: pages follow.
+    :ivar ended: the source has said that no more follows.
     """
 
     def __init__(self, blocks: Mapping[str, int]) -> None:
-        self.resumed = False
+        self.resumed = self.ended = False
         self._blocks = blocks
         self._stream = MigrationStream(Channel.RESUMED, blocks=blocks)
 
@@ -34,9 +35,12 @@ class EmptyDestination:
         """
         self._stream.receive_data(data)
         said = b""
-        while not self.resumed and (event := self._stream.next_event()) is not NEED_DATA:
+        while (event := self._stream.next_event()) is not NEED_DATA:
             if isinstance(event, Command):
                 said += self._answer(event)
+            elif isinstance(event, Opaque):
+                raise exception.StreamError(f"{event.reason.value}: {event.detail}")
+            self.ended |= isinstance(event, EndOfStream)
         return said
 
     def _answer(self, asked: Command) -> bytes:

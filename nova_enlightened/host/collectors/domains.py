@@ -16,8 +16,8 @@ from nova_enlightened.contention.report import DomainSample
 from nova_enlightened.host import procfs
 from nova_enlightened.host.collectors.reading import Collector, Reading
 from nova_enlightened.host.connection import translated
+from nova_enlightened.host.qemu_process import PID_DIRECTORY
 
-PID_DIRECTORY: Final = "/run/libvirt/qemu"
 MEMORY_EVERY: Final = 5
 """Memory changes slowly, and asking for it costs libvirt a question to each QEMU."""
 ALL_STATISTICS: Final = (

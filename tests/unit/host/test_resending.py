@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nova_enlightened import exception
-from nova_enlightened.host import qemu_monitor, ram_places, resending
+from nova_enlightened.host import qemu_monitor, qemu_process, resending
 from nova_enlightened.stream import encode
 from nova_enlightened.stream import events as ev
 from nova_enlightened.stream.migration import MigrationStream
@@ -96,7 +96,7 @@ class Stage:
         self.blocks = BLOCKS
         self.destination: Destination | None = None
         (tmp_path / "web.pid").write_text("4711\n")
-        monkeypatch.setattr(ram_places, "PID_DIRECTORY", str(tmp_path))
+        monkeypatch.setattr(qemu_process, "PID_DIRECTORY", str(tmp_path))
         monkeypatch.setattr(qemu_monitor, "ask_in_words", lambda domain, words: self.blocks)
         monkeypatch.setattr(qemu_monitor, "has_capability", lambda domain, name: self.preempts)
 
