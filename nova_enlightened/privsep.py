@@ -3,14 +3,16 @@
 
 Each context is a process of its own that holds no more than the capabilities named here and runs
 no more than the functions decorated here. :func:`start` makes them, before there are threads, of
-the capabilities that the service was started with, which the service itself then gives up. Where
-it was started with none (a command, a test) the contexts are started when first used, by
-``helper_command`` of their group, as oslo.privsep does; as root everything is done in place.
+the capabilities that the service was started with, which the service itself then gives up; one
+whose capabilities it was not given, as by an older unit, is not made. Where it was started with
+none (a command, a test) the contexts are started when first used, by ``helper_command`` of their
+group, as oslo.privsep does; as root everything is done in place.
 """
 
 import logging
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Final
 
 from oslo_privsep import capabilities, daemon, priv_context
@@ -69,12 +71,20 @@ def start() -> None:
     if not held:
         return
     for context in CONTEXTS:
+        lacking = set(context.conf.capabilities) - set(held)
+        if lacking:
+            LOG.warning("%s is not started: this service lacks %s", context, _names(lacking))
+            continue
         try:
             context.start(priv_context.Method.FORK)
         except (daemon.FailedToDropPrivileges, OSError) as error:
             raise exception.ConfigError(f"{context}: {error}") from error
     capabilities.drop_all_caps_except([], [], [])
-    LOG.info("Gave up %d capabilities; %d contexts hold theirs", len(held), len(CONTEXTS))
+    LOG.info("Gave up %d capabilities; privileged contexts hold theirs", len(held))
+
+
+def _names(numbers: Iterable[int]) -> str:
+    return ", ".join(sorted(capabilities.CAPS_BYVALUE[number] for number in numbers))
 
 
 def stop() -> None:
@@ -83,9 +93,9 @@ def stop() -> None:
         context.stop()
 
 
-def privileged() -> bool:
-    """Whether the functions below can do more than this process could by itself."""
-    return all(not context.client_mode or context.channel is not None for context in CONTEXTS)
+def privileged(context: priv_context.PrivContext) -> bool:
+    """Whether its functions can do more than this process could by itself."""
+    return not context.client_mode or context.channel is not None
 
 
 @directories.entrypoint
@@ -134,7 +144,12 @@ def prefer(pid: int, niceness: int) -> None:
     pathlib.Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
 
 
-@memory.entrypoint
 def read_memory(pid: int, uuid: str, address: int, length: int) -> bytes:
     """As :func:`.process_memory.read`."""
+    read = _read_memory if privileged(memory) else process_memory.read
+    return bytes(read(pid, uuid, address, length))
+
+
+@memory.entrypoint
+def _read_memory(pid: int, uuid: str, address: int, length: int) -> bytes:
     return process_memory.read(pid, uuid, address, length)

@@ -58,7 +58,7 @@ class RelayUpkeep:
         """
         with self._lock:
             self._children.add(relay.pid)
-        if os.geteuid() != 0 and privsep.privileged():
+        if os.geteuid() != 0 and privsep.privileged(privsep.scheduling):
             try:
                 privsep.prefer(relay.pid, privsep.HIGHEST)
             except OSError as error:

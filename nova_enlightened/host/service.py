@@ -87,7 +87,7 @@ def make_run_directory(path: str, group: int | None) -> None:
             f"[enlightened] run_directory = {path} is longer than {most} bytes"
         )
     try:
-        if privsep.privileged():
+        if privsep.privileged(privsep.directories):
             privsep.make_directory(path, os.geteuid(), group)
         else:
             pathlib.Path(path).mkdir(parents=True, exist_ok=True, mode=privsep.OWN_MODE)

@@ -28,7 +28,9 @@ pytestmark = pytest.mark.skipif(
 TOP = pathlib.Path(__file__).parents[2]
 USER = 65534
 GROUP = grp.getgrnam("daemon").gr_gid
-HELD = "chown,fowner,dac_override,sys_nice"
+HELD = "chown,fowner,dac_override,sys_nice,sys_ptrace,dac_read_search"
+FORMERLY = "chown,fowner,dac_override,sys_nice"
+"""By a unit of before QEMU's memory could be read."""
 PREAMBLE = """
 import json, os, pathlib, subprocess, sys
 from nova_enlightened import privsep
@@ -53,9 +55,9 @@ privsep.start()
 """
 
 
-def service(body: str, *arguments: str) -> Any:
+def service(body: str, *arguments: str, held: str = HELD) -> Any:
     """What a service prints that is an ordinary user with the agent's ambient capabilities."""
-    each = ",".join(f"+{name}" for name in HELD.split(","))
+    each = ",".join(f"+{name}" for name in held.split(","))
     program = PREAMBLE + textwrap.dedent(body) + "\nprivsep.stop()\n"
     done = subprocess.run(
         [
@@ -96,7 +98,22 @@ def test_each_context_holds_what_it_is_for_and_no_more() -> None:
         capabilities.CAP_FOWNER,
         capabilities.CAP_DAC_OVERRIDE,
     )
-    assert told == sorted([mask(*directories), mask(capabilities.CAP_SYS_NICE)])
+    memory = capabilities.CAP_SYS_PTRACE, capabilities.CAP_DAC_READ_SEARCH
+    assert told == sorted([mask(*directories), mask(capabilities.CAP_SYS_NICE), mask(*memory)])
+
+
+def test_a_service_of_an_older_unit_starts_and_does_without_what_it_was_not_given() -> None:
+    told = service(
+        """
+        print(json.dumps([
+            len(children()),
+            fails(privsep.read_memory, 1, "6a8c3ba0-3a1c-4b0e-9a3e-1f2d3c4b5a69", 4096, 1),
+            fails(privsep.prefer, os.getpid(), privsep.HIGHEST),
+        ]))
+        """,
+        held=FORMERLY,
+    )
+    assert told == [2, "PermissionError", None]
 
 
 def test_contexts_end_with_their_service() -> None:
@@ -181,6 +198,31 @@ def test_another_users_process_is_not_preferred() -> None:
     told = service("print(json.dumps(fails(privsep.prefer, 1, privsep.HIGHEST)))")
     assert told == "PermissionError"
     assert os.getpriority(os.PRIO_PROCESS, 1) == before
+
+
+def test_the_memory_of_a_vms_qemu_is_read_though_it_is_another_users() -> None:
+    uuid = "6a8c3ba0-3a1c-4b0e-9a3e-1f2d3c4b5a69"
+    play = (
+        "import ctypes, sys; said = ctypes.create_string_buffer(b'what the guest knows'); "
+        "print(ctypes.addressof(said), flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", play, "-uuid", uuid]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as qemu:
+        assert qemu.stdout is not None
+        where = qemu.stdout.readline().decode().strip()
+        told = service(
+            """
+            pid, uuid, where = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+            alone = fails(open, f"/proc/{pid}/mem", "rb")
+            another = fails(privsep.read_memory, 1, uuid, where, 20)
+            read = privsep.read_memory(pid, uuid, where, 20).decode()
+            print(json.dumps([alone, another, read]))
+            """,
+            str(qemu.pid),
+            uuid,
+            where,
+        )
+    assert told == ["PermissionError", "PermissionError", "what the guest knows"]
 
 
 @pytest.mark.parametrize("value", [-11, -20, 1])
