@@ -74,6 +74,8 @@ CONFIRMED: Final = 3
 ENDING: Final = 15
 """Looks in which libvirt that has given up is to hear from QEMU that the last page has crossed. A
 resume that comes between would have it miss that."""
+BLOCKED: Final = 6
+"""Looks in which QEMU at the destination could not take its last step, though it lacks nothing."""
 PATIENT: Final = 60
 """Looks where libvirt may not have begun yet."""
 
@@ -220,7 +222,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
         Decision(
             Step.END_UNSTARTED,
             "QEMU at the destination never executed it, and waits for what cannot reach it",
-            looks=ENDING,
+            looks=BLOCKED,
         ),
     ),
     (

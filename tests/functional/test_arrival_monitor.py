@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that a destination's relay leaves beside it, with a QEMU that this test plays."""
 
+import json
 import os
 import pathlib
 import signal
@@ -92,7 +93,9 @@ def arrival() -> Iterator[Arrival]:
 
 @pytest.fixture
 def qemu(arrival: Arrival) -> Iterator[Qemu]:
-    made = Qemu(arrival.monitor).start()
+    made = Qemu(arrival.monitor)
+    made.answers["query-status"] = [{"return": {"status": "inmigrate"}}]
+    made.start()
     until(lambda: made.asked)
     yield made
     made.close()
@@ -119,23 +122,24 @@ def test_it_ends_with_the_vm(arrival: Arrival, qemu: Qemu) -> None:
 def test_nobody_says_that_a_vm_never_executed_while_its_qemu_is_there(
     arrival: Arrival, qemu: Qemu, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    until(lambda: arrival_monitor.executed(str(arrival.monitor), MIGRATION).waits)
     assert command.main(["executed", arrival.top, INSTANCE, MIGRATION]) == 0
-    assert capsys.readouterr().out == "null\n"
+    assert json.loads(capsys.readouterr().out) == {"executed": None, "waits": True}
 
 
 def test_it_says_that_a_vm_has_executed(
     arrival: Arrival, qemu: Qemu, capsys: pytest.CaptureFixture[str]
 ) -> None:
     qemu.say({"event": "RESUME", "data": {}, "timestamp": {}})
-    until(lambda: arrival_monitor.executed(str(arrival.monitor), MIGRATION))
+    until(lambda: arrival_monitor.executed(str(arrival.monitor), MIGRATION).executed is True)
     assert command.main(["executed", arrival.top, INSTANCE, MIGRATION]) == 0
-    assert capsys.readouterr().out == "true\n"
+    assert json.loads(capsys.readouterr().out) == {"executed": True, "waits": False}
 
 
 def test_it_says_nothing_of_another_arrival(arrival: Arrival, qemu: Qemu) -> None:
     qemu.say({"event": "RESUME", "data": {}, "timestamp": {}})
-    until(lambda: arrival_monitor.executed(str(arrival.monitor), MIGRATION))
-    assert arrival_monitor.executed(str(arrival.monitor), NEXT) is None
+    until(lambda: arrival_monitor.executed(str(arrival.monitor), MIGRATION).executed is True)
+    assert arrival_monitor.executed(str(arrival.monitor), NEXT) == (None, False)
 
 
 def test_it_ends_when_qemu_says_that_the_last_page_has_crossed(

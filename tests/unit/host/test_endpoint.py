@@ -26,6 +26,7 @@ class Scene:
         self.forgotten: list[tuple[object, ...]] = []
         self.followed: list[Departure] = []
         self.recovered: list[tuple[str, str]] = []
+        self.unstarted: list[tuple[str, str]] = []
         self.metrics = Metrics()
         self.orders = KeptOrders(str(tmp_path / "orders.json"), lambda: 100.0)
         self.answer = Answer(True, False, "why")
@@ -41,6 +42,7 @@ class Scene:
                 follow=self.followed.append,
                 ended=lambda *told: self.forgotten.append(told),
                 recover_arrival=lambda *asked: self.recovered.append(asked),
+                end_unstarted=lambda *asked: self.unstarted.append(asked),
             ),
         )
 
@@ -130,6 +132,13 @@ def test_what_is_to_be_followed_is_named_by_uuids_only(scene: Scene) -> None:
 def test_what_has_ended_is_followed_no_more(scene: Scene) -> None:
     scene.ask("end_eviction", migration=A, outcome="completed")
     assert scene.forgotten == [(A, True)]
+
+
+def test_a_vm_that_never_executed_is_ended_where_it_arrives(scene: Scene) -> None:
+    scene.ask("end_unstarted", instance=A, migration=B)
+    assert scene.unstarted == [(A, B)]
+    with pytest.raises(exception.AgentRefused, match="no UUID"):
+        scene.ask("end_unstarted", instance=A, migration="../x")
 
 
 def test_qemu_of_a_vm_that_arrives_is_told_to_listen_again(tmp_path: pathlib.Path) -> None:

@@ -3,7 +3,6 @@
 
 import pathlib
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import libvirt
@@ -15,7 +14,7 @@ from nova_enlightened.host.departure import Peer
 from nova_enlightened.host.departures import Departure, Departures
 from nova_enlightened.host.recoveries import Recoveries
 from nova_enlightened.host.recovering import STAYS, Recovery, There
-from nova_enlightened.host.recovery import CONFIRMED, Carrier, State
+from nova_enlightened.host.recovery import BLOCKED, CONFIRMED, Carrier, State
 from nova_enlightened.host.standing import Standing
 from nova_enlightened.transfer.spec import RelaySpec
 
@@ -67,6 +66,7 @@ class Scene:
         monkeypatch.setattr(resending, "resend", self.resend)
         monkeypatch.setattr(staying, "go_on", self.go_on)
         monkeypatch.setattr(staying, "gave_up", lambda lookup: self.gave_up)
+        monkeypatch.setattr(staying, "sends_no_more", lambda lookup: False)
         monkeypatch.setattr(relays.RunningRelay, "take_leave", lambda relay: None)
         monkeypatch.setattr(relays, "end", lambda spec, patience, pid=0: self.ended.append("here"))
         self.one = self.recovery(DEPARTURE)
@@ -137,7 +137,10 @@ class Scene:
         if not self.listens:
             raise exception.RelayGone("no second monitor")
 
-    def go_on(self, domain: Any, end_relay: Callable[[], None]) -> None:
+    def end_domain(self, departure: Departure) -> None:
+        self.ended.append("the domain")
+
+    def go_on(self, domain: Any, relay: staying.Relay) -> None:
         self.went_on += 1
         if self.refuses:
             raise exception.LibvirtError("QEMU at the source has paused")
@@ -323,6 +326,14 @@ def test_a_vm_that_never_executed_there_goes_on_here_and_stayed(scene: Scene) ->
     assert scene.went_on == 1
     assert scene.ended == ["here"]
     assert scene.turns() is State.STAYED
+
+
+def test_a_vm_that_waits_there_for_what_cannot_reach_it_is_ended_there(scene: Scene) -> None:
+    scene.there = There(Standing.SWITCHING, Carrier.GONE, waits=True)
+    assert scene.turns(BLOCKED - 1) is State.FOLLOWED
+    assert scene.turns(1) is State.CLEARING
+    assert scene.ended == ["the domain"]
+    assert not scene.went_on
 
 
 def test_a_vm_that_cannot_go_on_here_is_lost_after_some_attempts(scene: Scene) -> None:

@@ -14,7 +14,7 @@ CARRIED = Seen(Standing.POSTCOPY, Standing.POSTCOPY, Carrier.ALIVE, Carrier.ALIV
 BROKEN = Seen(Standing.FAILED, Standing.FAILED, Carrier.GONE, Carrier.GONE)
 EVERYTHING = [
     Seen(*seen)
-    for seen in itertools.product(Standing, Standing, Carrier, Carrier, *[(False, True)] * 7)
+    for seen in itertools.product(Standing, Standing, Carrier, Carrier, *[(False, True)] * 8)
 ]
 
 
@@ -115,6 +115,27 @@ def test_a_destination_that_waits_for_a_source_that_sends_no_more_is_ended() -> 
     assert step(waits, sends_no_more=True, relay_here=Carrier.ALIVE) is Step.WAIT
 
 
+def test_a_vm_that_never_executed_and_cannot_be_reached_is_ended_at_its_destination() -> None:
+    unreached = dataclasses.replace(
+        CARRIED, there=Standing.SWITCHING, relay_there=Carrier.GONE, waits=True
+    )
+    for here in (Standing.POSTCOPY, Standing.FAILED):
+        for relay_here in (Carrier.GONE, Carrier.ALIVE):
+            found = decide(dataclasses.replace(unreached, here=here, relay_here=relay_here))
+            assert (found.step, found.looks) == (Step.END_UNSTARTED, recovery.BLOCKED)
+    assert step(unreached, relay_there=Carrier.ALIVE) is Step.WAIT
+    assert step(unreached, relay_there=Carrier.UNKNOWN) is Step.WAIT
+
+
+def test_it_is_ended_nowhere_else_and_in_no_doubt() -> None:
+    for seen in EVERYTHING:
+        if decide(seen).step is Step.END_UNSTARTED:
+            assert seen.waits
+            assert seen.there is Standing.SWITCHING
+            assert seen.here in (Standing.POSTCOPY, Standing.FAILED)
+            assert seen.relay_there is Carrier.GONE
+
+
 def test_a_vm_that_executes_at_its_source_stayed_there() -> None:
     assert step(BROKEN, here=Standing.EXECUTES, there=Standing.GONE) is Step.STAYED
 
@@ -155,7 +176,8 @@ def test_a_vm_is_called_lost_only_by_hosts_that_answer() -> None:
 def test_one_step_only_starts_a_vm() -> None:
     assert {one.value for one in Step} - {Step.GO_ON_HERE.value} == {
         "wait", "end the source's relay", "end the destination's relay", "resume",
-        "send the rest in QEMU's place", "moved", "stayed", "lost",
+        "send the rest in QEMU's place", "end the VM at the destination, which never executed",
+        "moved", "stayed", "lost",
     }  # fmt: skip
 
 

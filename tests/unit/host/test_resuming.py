@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import socket
+import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import libvirt
@@ -12,7 +14,9 @@ import libvirt_qemu
 import pytest
 
 from nova_enlightened import exception
-from nova_enlightened.host import resuming
+from nova_enlightened.host import qemu_process, resuming
+
+OTHER = 65534
 
 
 class Source:
@@ -67,11 +71,42 @@ def test_qemu_is_handed_a_connection_to_the_fresh_relay_and_goes_on(
         assert relay.recv(1) == b"x"
 
 
-def test_a_qemu_that_has_two_channels_connects_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+class Domain:
+    def name(self) -> str:
+        return "web"
+
+
+@pytest.fixture
+def other_user(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[int]:
+    """QEMU is a process of this one."""
+    monkeypatch.setattr(qemu_process, "PID_DIRECTORY", str(tmp_path))
+    with subprocess.Popen(["sleep", "60"], user=OTHER, group=OTHER) as process:
+        (tmp_path / "web.pid").write_text(str(process.pid))
+        yield OTHER
+        process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="starts a process of another user")
+def test_a_qemu_that_has_two_channels_connects_itself_and_may(
+    monkeypatch: pytest.MonkeyPatch, listener: socket.socket, other_user: int
+) -> None:
     source = Source(monkeypatch, preempt=True)
-    resuming.resume(None, "/run/relay.sock")
+    path = listener.getsockname()
+    with listener:
+        resuming.resume(Domain(), path)
     (asked,) = source.asked
-    assert asked["arguments"] == {"uri": "unix:/run/relay.sock", "resume": True}
+    assert asked["arguments"] == {"uri": f"unix:{path}", "resume": True}
+    assert os.stat(path).st_uid == other_user
+
+
+def test_a_qemu_that_is_not_found_is_not_asked_to_connect(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(qemu_process, "PID_DIRECTORY", str(tmp_path))
+    source = Source(monkeypatch, preempt=True)
+    with pytest.raises(exception.LibvirtError, match="which process"):
+        resuming.resume(Domain(), "/run/relay.sock")
+    assert not source.asked
 
 
 def test_a_qemu_that_is_not_paused_says_so(

@@ -127,6 +127,7 @@ def test_a_vm_executes_when_qemu_says_so(monitor: SpareMonitor) -> None:
     qemu = AProcess(monitor.path)
     qemu.resume()
     assert told(monitor, True)
+    assert not monitor.waits
     qemu.end()
     assert monitor.executed is True
 
@@ -138,8 +139,10 @@ def test_a_vm_never_executed_in_a_qemu_that_ended_without_having_said_so(
     assert monitor.wait_ready(WAIT_S)
     monitor.ask("query-status", out_of_band=False)
     assert monitor.executed is None, "it may yet"
+    assert monitor.waits
     qemu.end()
     assert told(monitor, False)
+    assert not monitor.waits
 
 
 def test_nobody_knows_of_a_qemu_that_was_away_for_a_while(monitor: SpareMonitor) -> None:
@@ -151,6 +154,7 @@ def test_nobody_knows_of_a_qemu_that_was_away_for_a_while(monitor: SpareMonitor)
         while monitor.ready:
             threading.Event().wait(0.01)
     assert not told(monitor, False, 0.5)
+    assert not monitor.waits
 
 
 def test_nobody_knows_of_a_qemu_that_executed_when_it_came(monitor: SpareMonitor) -> None:

@@ -11,7 +11,10 @@ import pytest
 
 from nova_enlightened import exception
 from nova_enlightened.host import qemu_monitor, stand_in, staying
+from nova_enlightened.host.stand_in import StandIn
+from nova_enlightened.host.switch import STARTS_AGAIN
 from nova_enlightened.stream import encode
+from nova_enlightened.stream.empty_destination import EmptyDestination
 
 
 class Source:
@@ -22,7 +25,33 @@ class Source:
         self.migration = migration
         self.asked: list[str] = []
         self.cancels = True
+        self.version = 7_002_022
+        self.without_relay = ("finish-migrate", "postcopy-paused")
         self.destination: socket.socket | None = None
+
+    # -- as the domain, and its connection --
+
+    def connect(self) -> "Source":
+        return self
+
+    def getVersion(self) -> int:
+        return self.version
+
+    # -- as the relay --
+
+    path = "/run/none.sock"
+
+    def take_leave(self) -> None:
+        self.asked.append("the relay takes leave")
+
+    def end(self) -> None:
+        self.asked.append("the relay ends")
+        if self.cancels and self.migration == "cancelling":
+            self.run, self.migration = "postmigrate", "cancelled"
+        elif self.version >= STARTS_AGAIN:
+            self.run, self.migration = self.without_relay
+
+    # -- as QEMU --
 
     def ask(self, domain: Any, command: str, **words: Any) -> Any:
         match command:
@@ -42,11 +71,6 @@ class Source:
         self.asked.append(command)
         return {}
 
-    def end_relay(self) -> None:
-        self.asked.append("the relay ends")
-        if self.cancels and self.migration == "cancelling":
-            self.run, self.migration = "postmigrate", "cancelled"
-
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Source:
@@ -63,19 +87,19 @@ def at(run: str, migration: str) -> pytest.MarkDecorator:
 
 @at("finish-migrate", "postcopy-active")
 def test_a_migration_under_way_is_cancelled_first_and_its_writer_woken(played: Source) -> None:
-    staying.go_on(None, played.end_relay)
-    assert played.asked == ["migrate_cancel", "the relay ends", "cont"]
+    staying.go_on(played, played)
+    assert played.asked == ["the relay takes leave", "migrate_cancel", "the relay ends", "cont"]
 
 
 @at("postmigrate", "failed")
 def test_one_that_qemu_gave_up_is_not_cancelled(played: Source) -> None:
-    staying.go_on(None, played.end_relay)
+    staying.go_on(played, played)
     assert played.asked == ["cont"]
 
 
 @at("running", "cancelled")
 def test_one_that_executes_is_left_alone(played: Source) -> None:
-    staying.go_on(None, played.end_relay)
+    staying.go_on(played, played)
     assert played.asked == []
 
 
@@ -84,24 +108,68 @@ def test_one_that_has_paused_is_recovered_first_and_cancelled_then(
     played: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, played.destination = socket.socketpair()
+    stands_in(monkeypatch, played, StandIn(ours, EmptyDestination({})))
+    with played.destination:
+        staying.go_on(played, played)
+    assert played.asked == ["the relay takes leave", "recovered", "migrate_cancel", "cont"]
 
+
+def stands_in(monkeypatch: pytest.MonkeyPatch, played: Source, made: Any) -> None:
     @contextlib.contextmanager
-    def recovered(domain: Any) -> Iterator[socket.socket]:
+    def recovered(domain: Any, path: str) -> Iterator[Any]:
+        assert path == played.path
         played.asked.append("recovered")
-        with ours:
-            yield ours
+        with contextlib.closing(made):
+            yield made
 
     monkeypatch.setattr(stand_in, "recovered", recovered)
-    with played.destination:
-        staying.go_on(None, played.end_relay)
-    assert played.asked == ["recovered", "migrate_cancel", "cont"]
+
+
+class Takes:
+    """A destination that takes all, and closes: then a newer QEMU fails."""
+
+    def __init__(self, played: Source) -> None:
+        self._played = played
+
+    def take_all(self) -> None:
+        self._played.asked.append("all is taken")
+
+    def close(self) -> None:
+        self._played.run, self._played.migration = "paused", "failed"
+
+
+@at("finish-migrate", "postcopy-active")
+def test_a_newer_qemu_which_cancels_no_post_copy_sends_all_it_has_and_fails(
+    played: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played.version = STARTS_AGAIN
+    stands_in(monkeypatch, played, Takes(played))
+    staying.go_on(played, played)
+    assert played.asked == ["the relay ends", "recovered", "all is taken", "cont"]
+
+
+@at("finish-migrate", "postcopy-active")
+def test_a_newer_qemu_that_fails_with_its_relay_is_not_recovered(played: Source) -> None:
+    played.version = STARTS_AGAIN
+    played.without_relay = ("paused", "failed")
+    staying.go_on(played, played)
+    assert played.asked == ["the relay ends", "cont"]
+
+
+@at("finish-migrate", "postcopy-active")
+def test_a_newer_qemu_that_does_not_notice_is_not_started(played: Source) -> None:
+    played.version = STARTS_AGAIN
+    played.without_relay = ("finish-migrate", "postcopy-active")
+    with pytest.raises(exception.LibvirtError, match="does not notice"):
+        staying.go_on(played, played)
+    assert "cont" not in played.asked
 
 
 @at("finish-migrate", "postcopy-active")
 def test_one_that_does_not_end_is_not_started(played: Source) -> None:
     played.cancels = False
     with pytest.raises(exception.LibvirtError, match="does not end"):
-        staying.go_on(None, played.end_relay)
+        staying.go_on(played, played)
     assert "cont" not in played.asked
 
 
