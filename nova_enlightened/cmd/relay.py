@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from nova_enlightened import exception
-from nova_enlightened.transfer.spec import RelaySpec
+from nova_enlightened.transfer.spec import ROLES, RelaySpec
 
 ENDS_WITHIN_S = 5.0
 """Of a relay that was told to; it is killed then."""
@@ -49,11 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="print the state of running relays as JSON")
     status.add_argument("directory", help="directory that holds the relays' run directories")
     stop = commands.add_parser(
-        "stop", help="end a relay; a migration that still needs it is interrupted"
+        "stop",
+        help="end a relay and come back once it is gone; a migration that still needs it is "
+        "interrupted",
     )
     stop.add_argument("directory", help="directory that holds the relays' run directories")
     stop.add_argument("migration", help="UUID of the migration")
-    stop.add_argument("--wait", action="store_true", help="come back once it is gone")
     recover = commands.add_parser(
         "recover", help="have a VM's QEMU listen for its stream again, past libvirt"
     )
@@ -62,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument("migration", help="UUID of the migration whose relay connects to it")
     executed = commands.add_parser(
         "executed",
-        help="print as JSON whether a VM that arrives, or was lost, has executed here; null: "
-        "nobody can tell",
+        help="print as JSON whether a VM that arrives, or was lost, has executed here (null: "
+        "nobody can tell), and whether its QEMU waits for its start",
     )
     executed.add_argument("directory", help="directory that holds the relays' run directories")
     executed.add_argument("instance", help="UUID of the domain")
@@ -132,18 +133,16 @@ def _status(directory: str) -> int:
     return 0
 
 
-def _stop(directory: str, migration: str, wait: bool) -> int:
+def _stop(directory: str, migration: str) -> int:
     from nova_enlightened.host import relays
 
-    found = [r for r in relays.running(directory) if r.spec.migration == migration]
-    for relay in found:
-        if wait:
-            relays.end(relay.spec, ENDS_WITHIN_S)
-        else:
-            relay.stop()
-    if not found:
-        print(f"no relay of migration {migration} runs under {directory}", file=sys.stderr)
-    return 0 if found else 1
+    found = [relays.specification(directory, migration, role) for role in ROLES]
+    # Also one that does not answer yet.
+    for spec in filter(None, found):
+        relays.end(spec, ENDS_WITHIN_S)
+    if not any(found):
+        print(f"no relay of migration {migration} under {directory}", file=sys.stderr)
+    return 0 if any(found) else 1
 
 
 def _recover(directory: str, instance: str, migration: str) -> int:
@@ -184,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _recover(arguments.directory, arguments.instance, arguments.migration)
         if arguments.command == "executed":
             return _executed(arguments.directory, arguments.instance, arguments.migration)
-        return _stop(arguments.directory, arguments.migration, arguments.wait)
+        return _stop(arguments.directory, arguments.migration)
     except exception.EnlightenedError as error:
         print(f"nova-enlightened-relay: {error}", file=sys.stderr)
         return 1

@@ -135,7 +135,7 @@ class CommandFarSide:
     def end_relay(self, departure: Departure) -> None:
         """End it."""
         if departure.migration is not None:
-            self._run("stop", self.top, departure.migration, "--wait")
+            self._run("stop", self.top, departure.migration)
 
     def spec(self, migration: str) -> RelaySpec:
         """What a fresh relay is asked to be."""
