@@ -8,6 +8,7 @@ the block last named, which may be one of ours), and further requests are put be
 
 import dataclasses
 import enum
+import itertools
 from typing import Any, Final
 
 import numpy as np
@@ -18,12 +19,15 @@ from nova_enlightened.knowledge.classes import PageClass
 from nova_enlightened.knowledge.space import TARGET_PAGE, PageSpace
 from nova_enlightened.plan.fault_trace import FaultRecorder, FaultTrace
 from nova_enlightened.plan.injector import Injector, Worth
-from nova_enlightened.plan.transfer_plan import TransferPlan, empty_plan
+from nova_enlightened.plan.transfer_plan import Pages, TransferPlan, empty_plan
 from nova_enlightened.plan.window import InjectionWindow, WindowLimits
 from nova_enlightened.stream import events as ev
 from nova_enlightened.stream import return_path as rp
 from nova_enlightened.stream.migration import MigrationStream
 from nova_enlightened.transfer.resequencer import Resequencer
+
+UNSETTLED: Final = 2048
+"""Pages in QEMU's own order that are noted together: each time costs the same, few or many."""
 
 
 class Phase(enum.StrEnum):
@@ -76,6 +80,8 @@ class OrderedMigration:
         self._return_path = rp.ReturnPath()
         self._injector: Injector | None = None
         self._resequencer: Resequencer | None = None
+        self._unsettled: list[ev.RamPages] = []
+        self._unsettled_pages = 0
         self._named: str | None = None  # the block the destination named last
         self._ram: dict[str, Any] = {}
 
@@ -99,11 +105,13 @@ class OrderedMigration:
     @property
     def outstanding(self) -> int:
         """Pages asked for, by the guest or the plan, that QEMU has not sent yet."""
+        self._settle()
         return self._injector.outstanding if self._injector is not None else 0
 
     @property
     def awaited(self) -> int:
         """Pages the guest waits for that QEMU has not sent yet."""
+        self._settle()
         return self._injector.awaited if self._injector is not None else 0
 
     @property
@@ -133,6 +141,7 @@ class OrderedMigration:
             or self._injector is None
         ):
             return None
+        self._settle()
         self._resequencer = Resequencer(
             self.space, stream.ram_section_id, stream.block, self._injector.worth
         )
@@ -192,6 +201,7 @@ class OrderedMigration:
         """
         if self.phase is not Phase.POSTCOPY or self._injector is None or self.space is None:
             return b""
+        self._settle()
         out = bytearray()
         for first, count in self._injector.next_requests(now, planned=planned):
             block, offset = self.space.locate(first)
@@ -204,11 +214,13 @@ class OrderedMigration:
     def adopt(self, plan: TransferPlan, now: float) -> None:
         """Order what is left by a plan. :raises PlanError: it is of another guest."""
         if self._injector is not None:
+            self._settle()
             self._injector.replan(plan)
             self.marks.planned = now
 
     def statistics(self) -> dict[str, Any]:
         """What a person or a program asks of a running migration, ready for JSON."""
+        self._settle()
         known: dict[str, Any] = {
             "phase": self.phase.value,
             "opaque_reason": self.opaque_reason,
@@ -230,6 +242,7 @@ class OrderedMigration:
         """
         if self._faults is None or self.space is None or self._injector is None:
             return None
+        self._settle()
         policy = self._injector.statistics().policy
         return self._faults.trace(self.space.blocks(), policy, bandwidth)
 
@@ -238,10 +251,12 @@ class OrderedMigration:
         return MigrationStream(blocks=blocks)
 
     def _observe(self, event: ev.Event, now: float) -> None:
+        if isinstance(event, ev.RamPages):
+            self._sent(event, now)
+            return
+        self._settle()
         self.phase = _AFTER.get((self.phase, type(event)), self.phase)
         match event:
-            case ev.RamPages():
-                self._sent(event, now)
             case ev.RamBlocks():
                 self._lay_out(event)
             case ev.RamDiscard() if self._injector is not None and self.space is not None:
@@ -275,12 +290,31 @@ class OrderedMigration:
         )
 
     def _sent(self, event: ev.RamPages, now: float) -> None:
-        if self._injector is None or self.space is None:
+        if self._resequencer is None and not (self._faults is not None and self._faults.waiting):
+            self._unsettled.append(event)
+            self._unsettled_pages += event.offsets.size
+            if self._unsettled_pages >= UNSETTLED:
+                self._settle()
             return
-        pages = self.space.base(event.block) + event.offsets.astype(np.int64) // TARGET_PAGE
-        self._injector.sent(pages, zero=event.zero)
+        self._settle()
+        pages = self._note(event.block, event.offsets, zero=event.zero)
         if self._resequencer is None:
             self.emitted(pages, now)
+
+    def _settle(self) -> None:
+        """Note the pages that crossed unnoted; before anything is asked of the injector."""
+        if not self._unsettled:
+            return
+        events, self._unsettled, self._unsettled_pages = self._unsettled, [], 0
+        for (block, zero), group in itertools.groupby(events, lambda one: (one.block, one.zero)):
+            self._note(block, np.concatenate([one.offsets for one in group]), zero=zero)
+
+    def _note(self, block: str, offsets: npt.NDArray[np.uint64], *, zero: bool) -> Pages:
+        if self._injector is None or self.space is None:
+            return np.empty(0, np.int64)
+        pages = self.space.base(block) + offsets.astype(np.int64) // TARGET_PAGE
+        self._injector.sent(pages, zero=zero)
+        return pages
 
     def _answer(self, event: rp.ReturnPathEvent, now: float) -> bytes:
         if not isinstance(event, rp.RequestPages):
@@ -294,6 +328,7 @@ class OrderedMigration:
     def _note_fault(self, block: str, event: rp.RequestPages, now: float) -> None:
         if self._injector is None or self.space is None:
             return
+        self._settle()
         try:
             page = self.space.number(block, event.start)
             flags = self._injector.fault(page, max(1, event.length // TARGET_PAGE), now)
