@@ -358,6 +358,11 @@ class LinkSession:
         enough = self._to_ack >= self._ack_bytes
         return self._ack_since if enough else self._ack_since + self._ack_delay
 
+    def acknowledge(self) -> None:
+        """Queue the acknowledgements of all that is delivered, due or not."""
+        if self._to_ack:
+            self._queue_acks()
+
     def flush_acks(self, now: float) -> None:
         """Queue the acknowledgements that are due."""
         due = self.ack_due

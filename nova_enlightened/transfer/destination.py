@@ -61,8 +61,9 @@ class DestinationRelay(Relay):
         for channel in self._channels.values():
             channel.limit_buffer(QEMU_BUFFER)
 
-    def _paced(self) -> None:
+    def _paced(self, delay: float) -> None:
         set_niceness(FAIR)
+        self._link.gather(delay)
         for channel in self._channels.values():
             channel.limit_buffer(CALM_BUFFER)
 

@@ -44,6 +44,8 @@ from nova_enlightened.transfer.link_events import (
 from nova_enlightened.transfer.spec import TlsFiles
 
 _LINGER_S = 1.0
+#: Bytes that end the wait for more.
+_GATHERED = 256 * 1024
 
 
 class Link:
@@ -89,6 +91,8 @@ class Link:
         self._events: collections.deque[LinkEvent] = collections.deque()
         self._heard = 0.0
         self._asked: float | None = None  # a PING that is not answered yet
+        self._gather: float | None = None  # seconds that what comes may wait for more
+        self._look_at: float | None = None  # when that ends
         self._close_by: float | None = None
         self._lost_at: float | None = None  # while there is no connection any more
 
@@ -185,6 +189,20 @@ class Link:
         if active is not None and active.stalled:
             self._on_active(selectors.EVENT_READ)
 
+    def gather(self, delay: float) -> None:
+        """From now on let what comes wait for more, ``delay`` seconds at most: each look at it
+        costs CPU. What is delivered is acknowledged at once then, in as large steps.
+        """
+        self._gather = delay
+
+    def settle(self) -> None:
+        """All events were dealt with: acknowledge without waiting for the next :meth:`tick`."""
+        if self._look_at is not None:
+            self.session.acknowledge()
+        else:
+            self.session.flush_acks(self._clock())
+        self._flush()
+
     @property
     def ready(self) -> bool:
         """Whether a connection stands."""
@@ -211,7 +229,7 @@ class Link:
         if active is None:
             times.append(self._farewell_due)
         else:
-            times += (self._silence_due, self._close_by, self.session.ack_due)
+            times += (self._silence_due, self._close_by, self.session.ack_due, self._look_at)
         due = min((one for one in times if one is not None), default=None)
         return None if due is None else max(0.0, due - self._clock())
 
@@ -220,7 +238,7 @@ class Link:
         now = self._clock()
         active = self._active
         if active is not None:
-            if active.unread:
+            if active.unread or (self._look_at is not None and now >= self._look_at):
                 self._on_active(selectors.EVENT_READ)
             self.session.flush_acks(now)
             self._check_silence(active, now)
@@ -319,7 +337,11 @@ class Link:
         if connection is None:
             return
         try:
-            count = connection.read() if events & selectors.EVENT_READ else None
+            count = None
+            if events & selectors.EVENT_READ:
+                count = connection.read()
+                if self._gather is not None:
+                    self._look_later(connection, self._gather if count else None)
             if count == 0:
                 self._end_of_stream()
                 return
@@ -333,6 +355,11 @@ class Link:
         if events & selectors.EVENT_WRITE:
             connection.blocked = False
         self._flush()
+
+    def _look_later(self, connection: Connection, delay: float | None) -> None:
+        """While something comes, see it by the time or the amount; None: see the first byte."""
+        connection.gather(1 if delay is None else _GATHERED)
+        self._look_at = None if delay is None else self._clock() + delay
 
     def _take(self, frame: Frame | Chunk) -> None:
         event = self.session.receive(frame, self._clock())
@@ -380,6 +407,7 @@ class Link:
 
     def _drop_active(self) -> None:
         connection, self._active = self._active, None
+        self._look_at = None
         if connection is not None:
             self.session.detach()
             connection.close()

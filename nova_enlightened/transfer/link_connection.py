@@ -59,6 +59,7 @@ class Connection:
         self._secure = secure
         self._transport: Transport | None = None
         self._reader = FrameReader()
+        self._least = 1
         self._watched: tuple[selectors.BaseSelector, int, Callable[[int], None]] | None = None
 
     def fileno(self) -> int:
@@ -124,6 +125,12 @@ class Connection:
         if count:
             self._reader.filled(count)
         return count
+
+    def gather(self, least: int) -> None:
+        """Have a selector see something to read only once there are so many bytes."""
+        if least != self._least and self._transport is not None:
+            self._transport.gather(least)
+            self._least = least
 
     @property
     def unread(self) -> bool:

@@ -115,9 +115,15 @@ class Relay:
         self._link.tick()
         while (event := self._link.next_event()) is not None:
             self._on_link(event)
+        self._link.settle()
+        channels = list(self._channels.values())
+        for channel in channels:
+            if channel.read_open and not self._watched.get(channel, 0) & selectors.EVENT_READ:
+                # It had to wait for room: nearly always there is something, and no need to ask.
+                self._read_qemu(channel)
         now = time.monotonic()
         self._work(now)
-        for channel in list(self._channels.values()):
+        for channel in channels:
             self._rewatch(channel)
         if now >= self._state_due:
             self.spec.save_state(self.state())
@@ -157,8 +163,8 @@ class Relay:
     def _opened(self, channel: int) -> None:
         """The peer's QEMU opened a channel."""
 
-    def _paced(self) -> None:
-        """The peer says that delay counts less than CPU from here on."""
+    def _paced(self, delay: float) -> None:
+        """The peer says that so many seconds count less than CPU from here on."""
 
     def _peer_absent(self, reason: str) -> None:
         """The peer's relay has ended, or something on the way says so."""
@@ -252,8 +258,8 @@ class Relay:
                 self._end_link(reason)
             case PeerAbsent(reason=reason):
                 self._peer_absent(reason)
-            case events.Paced():
-                self._paced()
+            case events.Paced(delay=delay):
+                self._paced(delay)
 
     def _end_link(self, reason: str) -> None:
         self._fail(reason)

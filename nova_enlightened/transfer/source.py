@@ -50,18 +50,20 @@ class Gait(NamedTuple):
     :ivar delay: seconds of queueing that the link aims at.
     :ivar queue: bytes of queueing at most.
     :ivar send: bytes of pages given to the link at once.
+    :ivar read: bytes that there must be room for before QEMU is read from, at most.
     """
 
     delay: float
     queue: int
     send: int
+    read: int
 
 
-BULK: Final = Gait(0.05, 4 * 1024 * 1024, 64 * 1024)
+BULK: Final = Gait(0.05, 4 * 1024 * 1024, 64 * 1024, 128 * 1024)
 """Nobody waits: a migration nothing is known of, before its switch."""
-URGENT: Final = Gait(TARGET_S, QUEUE, 64 * 1024)
+URGENT: Final = Gait(TARGET_S, QUEUE, 64 * 1024, SMALL_READ)
 """The guest waits for what it needs most."""
-CALM: Final = Gait(0.008, QUEUE, 256 * 1024)
+CALM: Final = Gait(0.008, QUEUE, 256 * 1024, 128 * 1024)
 """The guest has that: guests need the CPU more than the rest of the memory."""
 
 
@@ -125,8 +127,11 @@ class SourceRelay(Relay):
         if self._scratch is not None:
             return self._ordered.phase is not Phase.POSTCOPY
         sequencer = self._resequencer
-        if channel != MAIN or sequencer is None:
+        if channel != MAIN:
             return super()._may_read(channel)
+        if sequencer is None:
+            least = min(self._gait.read, max(SMALL_READ, self._link.limit.window // 3))
+            return self._link.can_send(channel) >= least
         if not self._link.ready:
             # QEMU that has sent its last page cannot resume any more (from 8.2 on): while nothing
             # crosses it is left with what it has.

@@ -24,6 +24,8 @@ Buffers = collections.deque[memoryview]
 
 #: One TLS record; a header is sent in the same record as the data behind it.
 _RECORD = 16 * 1024
+#: What is less is a frame without data.
+_LITTLE = 1024
 #: Buffers in one system call; the kernel's limit is 1024.
 _GATHER = 512
 #: Bytes decrypted before others get their turn.
@@ -52,6 +54,9 @@ class Transport(Protocol):
 
     def write(self, buffers: Buffers) -> int:
         """Write from the front of ``buffers``; return the bytes taken, 0 when full."""
+
+    def gather(self, least: int) -> None:
+        """Have a selector see something to read only once there are so many bytes."""
 
     @property
     def unread(self) -> bool:
@@ -82,6 +87,10 @@ class PlainTransport:
 
     def verify(self) -> None:
         """Nothing is known of the host: the link's own handshake has to do."""
+
+    def gather(self, least: int) -> None:
+        """See :class:`Transport`."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
 
     def read_into(self, buffer: memoryview) -> int | None:
         """See :class:`Transport`."""
@@ -151,6 +160,10 @@ class TlsTransport:
         if self._server and self._peer_name is not None:
             check_certificate(self._socket.getpeercert() or {}, self._peer_name)
 
+    def gather(self, least: int) -> None:
+        """See :class:`Transport`."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+
     def read_into(self, buffer: memoryview) -> int | None:
         """See :class:`Transport`. Several records are read in one turn."""
         most = min(len(buffer), _READ_TURN)
@@ -161,8 +174,8 @@ class TlsTransport:
                 if not count:
                     return got  # the end; if there was data, 0 comes next time
                 got += count
-                if count < _RECORD and not self._socket.pending():
-                    break  # nearly always the last there was: asking on costs an exception
+                if got < _LITTLE and not self._socket.pending():
+                    break  # nearly always all there was: asking on costs an exception
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return got or None
         return got
