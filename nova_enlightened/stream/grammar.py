@@ -115,6 +115,10 @@ class Grammar:
             elif self.state is State.DESCRIPTION:
                 self._go(Input.DESCRIPTION_END)
 
+    def take_pages(self) -> list[ev.RamPages]:
+        """The pages gathered so far, not to be reported any more."""
+        return self._pages.take()
+
     def flush_pages(self) -> None:
         """Report the pages gathered so far."""
         self.events.extend(self._pages.take())

@@ -10,7 +10,7 @@ counted. Sources: ``migration/savevm.c`` and ``migration/ram.c`` of QEMU 7.2 and
 from collections.abc import Mapping
 
 from nova_enlightened.exception import StreamError
-from nova_enlightened.stream.events import NEED_DATA, Event, NeedData
+from nova_enlightened.stream.events import NEED_DATA, Event, NeedData, RamPages
 from nova_enlightened.stream.grammar import Grammar, recognise_channel
 from nova_enlightened.stream.reader import Incomplete, Refused
 from nova_enlightened.stream.states import COMPLETE, Channel, State
@@ -105,11 +105,16 @@ class MigrationStream:
         grammar = self._grammar
         return grammar.state in COMPLETE and not self._tail and not grammar.skip
 
-    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
+    def receive_data(
+        self, data: bytes | bytearray | memoryview, *, report_pages: bool = True
+    ) -> None:
         """Parse the next bytes of the stream; ``data`` may be reused afterwards.
 
         Costs about 10 microseconds per MiB of pages plus one for each short run of records.
         After an error the data is ignored.
+
+        :param report_pages: False leaves pages that no other event follows for a later call, or
+            for :meth:`unreported`: to report them seldom costs less.
         """
         view = memoryview(data)
         if view.format != "B":
@@ -117,7 +122,12 @@ class MigrationStream:
         position, end = 0, len(view)
         while position < end and self._error is None:
             position += self._step(view, position, end)
-        self._grammar.flush_pages()
+        if report_pages:
+            self._grammar.flush_pages()
+
+    def unreported(self) -> list[RamPages]:
+        """Take the pages parsed that no event has reported. Take all events before."""
+        return self._grammar.take_pages()
 
     def next_event(self) -> Event | NeedData:
         """The next event, or :data:`NEED_DATA`.

@@ -30,7 +30,8 @@ _MASK: Final = np.uint64(FLAGS_MASK)
 _UNBOUNDED: Final = 1 << 63
 
 _SINGLES_BEFORE_PROBE: Final = 16
-_FIRST_PROBE: Final = 64
+_WORTH_PROBING: Final = 8
+_FIRST_PROBE: Final = 128
 _PROBE_GROWTH: Final = 4
 
 _word = struct.Struct(">Q").unpack_from
@@ -48,15 +49,20 @@ def run_offsets(
     ``bound`` or more. Probes grow fourfold: a short run costs little, a long one few calls.
     """
     parts: list[Offsets] = []
+    bound = max(0, bound - flags)
     done, probe = 0, _FIRST_PROBE
     while done < limit:
         count = min(probe, limit - done)
         words = np.ndarray(
             (count,), ">u8", buffer=view, offset=start + done * stride, strides=(stride,)
         ).astype(np.uint64)
-        fits = ((words & _MASK) == flags) & (words < bound)
-        length = count if fits.all() else int(fits.argmin())
-        parts.append(words[:length] & ~_MASK)
+        words ^= np.uint64(flags)  # of records that fit, offsets are left
+        if not int(np.bitwise_or.reduce(words)) & FLAGS_MASK and int(words.max()) < bound:
+            length = count
+        else:
+            fits = ((words & _MASK) == 0) & (words < bound)
+            length = int(fits.argmin())
+        parts.append(words[:length])
         done += length
         if length < count:
             break
@@ -108,6 +114,7 @@ class RamRecords:
         self._zero = PageBatch()
         self._finished: list[RamPages] = []
         self._pending = 0
+        self._streak = (0, 0)  # flags of the last record, and how many before it had the same
         self.owed = 0
         """Payload bytes that follow the last header read, for the caller to skip."""
 
@@ -140,7 +147,11 @@ class RamRecords:
         position, bound = begin, self._bound
         normal, zero = self._normal.singles, self._zero.singles
         last_whole_page, last_zero = end - PAGE_STRIDE, end - ZERO_STRIDE
-        last = streak = 0
+        last_probe = {
+            _CONTINUED_PAGE: end - _WORTH_PROBING * PAGE_STRIDE,
+            _CONTINUED_ZERO: end - _WORTH_PROBING * ZERO_STRIDE,
+        }
+        last, streak = self._streak
         while position <= last_zero:
             word: int = _word(view, position)[0]
             if word >= bound:
@@ -148,20 +159,22 @@ class RamRecords:
             flags = word & FLAGS_MASK
             streak = streak + 1 if flags == last else 0
             last = flags
-            if streak == _SINGLES_BEFORE_PROBE:
+            if streak >= _SINGLES_BEFORE_PROBE and position <= last_probe[flags]:
                 position += self._read_run(view, position, end, flags)
-                streak = 0
             elif flags == _CONTINUED_PAGE:
                 if position > last_whole_page:
                     self._owe(word - _CONTINUED_PAGE)
-                    return position + 8 - begin
+                    position += 8
+                    break
                 normal.append(word - _CONTINUED_PAGE)
                 position += PAGE_STRIDE
             elif flags == _CONTINUED_ZERO:
                 zero.append(word - _CONTINUED_ZERO)
                 position += ZERO_STRIDE
             else:
+                streak = 0
                 break
+        self._streak = last, streak
         return position - begin
 
     def _read_run(self, view: memoryview, position: int, end: int, flags: int) -> int:

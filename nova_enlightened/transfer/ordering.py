@@ -8,7 +8,6 @@ the block last named, which may be one of ours), and further requests are put be
 
 import dataclasses
 import enum
-import itertools
 from typing import Any, Final
 
 import numpy as np
@@ -19,15 +18,15 @@ from nova_enlightened.knowledge.classes import PageClass
 from nova_enlightened.knowledge.space import TARGET_PAGE, PageSpace
 from nova_enlightened.plan.fault_trace import FaultRecorder, FaultTrace
 from nova_enlightened.plan.injector import Injector, Worth
-from nova_enlightened.plan.transfer_plan import Pages, TransferPlan, empty_plan
+from nova_enlightened.plan.transfer_plan import TransferPlan, empty_plan
 from nova_enlightened.plan.window import InjectionWindow, WindowLimits
 from nova_enlightened.stream import events as ev
 from nova_enlightened.stream import return_path as rp
 from nova_enlightened.stream.migration import MigrationStream
 from nova_enlightened.transfer.resequencer import Resequencer
 
-UNSETTLED: Final = 2048
-"""Pages in QEMU's own order that are noted together: each time costs the same, few or many."""
+UNSETTLED: Final = 8 * 1024 * 1024
+"""Bytes in QEMU's own order whose pages are noted together: each time costs the same."""
 
 
 class Phase(enum.StrEnum):
@@ -80,8 +79,7 @@ class OrderedMigration:
         self._return_path = rp.ReturnPath()
         self._injector: Injector | None = None
         self._resequencer: Resequencer | None = None
-        self._unsettled: list[ev.RamPages] = []
-        self._unsettled_pages = 0
+        self._unsettled = 0  # bytes whose pages were not noted
         self._named: str | None = None  # the block the destination named last
         self._ram: dict[str, Any] = {}
 
@@ -171,7 +169,15 @@ class OrderedMigration:
             if self.marks.first_byte is None:
                 self.marks.first_byte = now
             stream = self._streams[channel] = self._new_stream()
-        stream.receive_data(data)
+        self._unsettled += len(data)
+        together = (
+            self._resequencer is None
+            and self._unsettled < UNSETTLED
+            and not (self._faults is not None and self._faults.waiting)
+        )
+        stream.receive_data(data, report_pages=not together)
+        if not together:
+            self._unsettled = 0
         while (event := stream.next_event()) is not ev.NEED_DATA:
             self._observe(event, now)
             if isinstance(event, ev.RamBlocks):
@@ -251,12 +257,10 @@ class OrderedMigration:
         return MigrationStream(blocks=blocks)
 
     def _observe(self, event: ev.Event, now: float) -> None:
-        if isinstance(event, ev.RamPages):
-            self._sent(event, now)
-            return
-        self._settle()
         self.phase = _AFTER.get((self.phase, type(event)), self.phase)
         match event:
+            case ev.RamPages():
+                self._sent(event, now)
             case ev.RamBlocks():
                 self._lay_out(event)
             case ev.RamDiscard() if self._injector is not None and self.space is not None:
@@ -290,31 +294,21 @@ class OrderedMigration:
         )
 
     def _sent(self, event: ev.RamPages, now: float) -> None:
-        if self._resequencer is None and not (self._faults is not None and self._faults.waiting):
-            self._unsettled.append(event)
-            self._unsettled_pages += event.offsets.size
-            if self._unsettled_pages >= UNSETTLED:
-                self._settle()
+        if self._injector is None or self.space is None:
             return
-        self._settle()
-        pages = self._note(event.block, event.offsets, zero=event.zero)
+        pages = self.space.base(event.block) + event.offsets.astype(np.int64) // TARGET_PAGE
+        self._injector.sent(pages, zero=event.zero)
         if self._resequencer is None:
             self.emitted(pages, now)
 
     def _settle(self) -> None:
-        """Note the pages that crossed unnoted; before anything is asked of the injector."""
+        """Note what crossed unnoted, before anything is asked of the injector."""
         if not self._unsettled:
             return
-        events, self._unsettled, self._unsettled_pages = self._unsettled, [], 0
-        for (block, zero), group in itertools.groupby(events, lambda one: (one.block, one.zero)):
-            self._note(block, np.concatenate([one.offsets for one in group]), zero=zero)
-
-    def _note(self, block: str, offsets: npt.NDArray[np.uint64], *, zero: bool) -> Pages:
-        if self._injector is None or self.space is None:
-            return np.empty(0, np.int64)
-        pages = self.space.base(block) + offsets.astype(np.int64) // TARGET_PAGE
-        self._injector.sent(pages, zero=zero)
-        return pages
+        self._unsettled = 0
+        for stream in self._streams.values():
+            for event in stream.unreported():
+                self._sent(event, 0.0)  # no fault waits for them
 
     def _answer(self, event: rp.ReturnPathEvent, now: float) -> bytes:
         if not isinstance(event, rp.RequestPages):
