@@ -3,6 +3,7 @@
 
 import argparse
 import dataclasses
+import gc
 import json
 import logging
 import pathlib
@@ -14,6 +15,8 @@ from collections.abc import Callable, Sequence
 from nova_enlightened import exception
 from nova_enlightened.transfer.spec import ROLES, RelaySpec
 
+GARBAGE = 20_000
+"""Objects more than before at which garbage is looked for; what carries bytes makes none."""
 ENDS_WITHIN_S = 5.0
 """Of a relay that was told to; it is killed then."""
 
@@ -94,6 +97,8 @@ def _run(spec_path: str, descriptor: int | None) -> int:
     relay = (SourceRelay if spec.role == "source" else DestinationRelay)(spec, listener)
     signal.signal(signal.SIGTERM, lambda *_: relay.request_stop("stopped by a signal"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # what is loaded stays: looking through it again and again costs CPU
+    gc.set_threshold(GARBAGE)
     status = relay.run()
     if not status:
         completed()
