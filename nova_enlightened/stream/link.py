@@ -40,7 +40,7 @@ ACK_BYTES = 64 * 1024
 ACK_DELAY_S = 0.001
 #: The longest that a peer may have acknowledgements wait, and the bytes that end the wait.
 MOST_ACK_DELAY_S = 0.02
-MOST_ACK_BYTES = 256 * 1024
+MOST_ACK_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True)
@@ -259,6 +259,11 @@ class LinkSession:
     def under_way(self) -> int:
         """Payload bytes accepted for sending and not yet delivered."""
         return self._under_way
+
+    @property
+    def holding(self) -> bool:
+        """Whether something received is not delivered yet."""
+        return any(inlet.holding for inlet in self._inlets.values())
 
     @property
     def settled(self) -> bool:

@@ -30,7 +30,7 @@ from nova_enlightened.stream.link_frames import Chunk, Frame
 from nova_enlightened.stream.link_handshake import LinkIdentity, Offer
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer.link_admission import Admission, is_refusal
-from nova_enlightened.transfer.link_connection import Connection
+from nova_enlightened.transfer.link_connection import UNSENT, Connection
 from nova_enlightened.transfer.link_events import (
     Broken,
     LinkEvent,
@@ -45,7 +45,7 @@ from nova_enlightened.transfer.spec import TlsFiles
 
 _LINGER_S = 1.0
 #: Bytes that end the wait for more.
-_GATHERED = 256 * 1024
+_GATHERED = 512 * 1024
 
 
 class Link:
@@ -91,6 +91,7 @@ class Link:
         self._events: collections.deque[LinkEvent] = collections.deque()
         self._heard = 0.0
         self._asked: float | None = None  # a PING that is not answered yet
+        self._unsent = UNSENT
         self._gather: float | None = None  # seconds that what comes may wait for more
         self._look_at: float | None = None  # when that ends
         self._close_by: float | None = None
@@ -195,9 +196,17 @@ class Link:
         """
         self._gather = delay
 
+    def leave_unsent(self, size: int) -> None:
+        """Let the kernel hold so many bytes that it has not sent: what is urgent cannot pass them,
+        and with fewer it has to be asked more often.
+        """
+        self._unsent = size
+        if self._active is not None:
+            self._active.leave_unsent(size)
+
     def settle(self) -> None:
         """All events were dealt with: acknowledge without waiting for the next :meth:`tick`."""
-        if self._look_at is not None:
+        if self._look_at is not None and not self.session.holding:
             self.session.acknowledge()
         else:
             self.session.flush_acks(self._clock())
@@ -309,6 +318,7 @@ class Link:
         self._active, self._lost_at = connection, None
         self._hear(self._clock())
         connection.ready(self.session.receive_pool)
+        connection.leave_unsent(self._unsent)
         self.session.attach(peer, self._clock())
         self._events.append(PeerReady(resumed))
         self._on_active(0)

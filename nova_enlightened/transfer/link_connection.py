@@ -18,7 +18,7 @@ from nova_enlightened.stream.link_state import Role, after_frame
 from nova_enlightened.transfer.tls import Buffers, PlainTransport, TlsTransport, Transport
 
 #: Unsent bytes in the kernel above which the socket counts as full: nothing can pass them.
-_UNSENT = 256 * 1024
+UNSENT = 256 * 1024
 _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; Python 3.11 has no name for it
 
 
@@ -71,7 +71,6 @@ class Connection:
         sock = self._socket
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_s * 1000))
 
     def watch(
@@ -126,10 +125,15 @@ class Connection:
             self._reader.filled(count)
         return count
 
+    def leave_unsent(self, size: int) -> None:
+        """Let the kernel hold so many bytes that it has not sent."""
+        if self._transport is not None:
+            self._transport.set_option(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, size)
+
     def gather(self, least: int) -> None:
         """Have a selector see something to read only once there are so many bytes."""
         if least != self._least and self._transport is not None:
-            self._transport.gather(least)
+            self._transport.set_option(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
             self._least = least
 
     @property

@@ -17,6 +17,7 @@ from nova_enlightened.plan.window import RESEQUENCED, WindowLimits
 from nova_enlightened.stream import encode
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer import unix_socket
+from nova_enlightened.transfer.link_connection import UNSENT
 from nova_enlightened.transfer.niceness import FAIR, set_niceness
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
 from nova_enlightened.transfer.planning import Planner
@@ -39,7 +40,7 @@ MOST_HELD: Final = HOLD + 16 * 1024 * 1024
 IDLE: Final = 64 * 1024
 """With less under way the link is nearly idle, and any page is better than none."""
 SMALL_SEND: Final = 8 * 1024
-CALM_ACK_S: Final = 0.004
+CALM_ACK_S: Final = 0.006
 
 
 class Gait(NamedTuple):
@@ -51,19 +52,21 @@ class Gait(NamedTuple):
     :ivar queue: bytes of queueing at most.
     :ivar send: bytes of pages given to the link at once.
     :ivar read: bytes that there must be room for before QEMU is read from, at most.
+    :ivar unsent: bytes left to the kernel that it has not sent, which nothing can pass.
     """
 
     delay: float
     queue: int
     send: int
     read: int
+    unsent: int
 
 
-BULK: Final = Gait(0.05, 4 * 1024 * 1024, 64 * 1024, 128 * 1024)
+BULK: Final = Gait(0.05, 4 * 1024 * 1024, 64 * 1024, 128 * 1024, 1024 * 1024)
 """Nobody waits: a migration nothing is known of, before its switch."""
-URGENT: Final = Gait(TARGET_S, QUEUE, 64 * 1024, SMALL_READ)
+URGENT: Final = Gait(TARGET_S, QUEUE, 64 * 1024, SMALL_READ, UNSENT)
 """The guest waits for what it needs most."""
-CALM: Final = Gait(0.008, QUEUE, 256 * 1024, 128 * 1024)
+CALM: Final = Gait(0.012, 2 * QUEUE, 256 * 1024, 128 * 1024, 512 * 1024)
 """The guest has that: guests need the CPU more than the rest of the memory."""
 
 
@@ -89,6 +92,7 @@ class SourceRelay(Relay):
     def _take_gait(self, gait: Gait) -> None:
         self._gait = gait
         self._link.limit.aim(gait.delay, gait.queue)
+        self._link.leave_unsent(gait.unsent)
 
     def _open(self) -> None:
         super()._open()

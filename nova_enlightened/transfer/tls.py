@@ -55,8 +55,8 @@ class Transport(Protocol):
     def write(self, buffers: Buffers) -> int:
         """Write from the front of ``buffers``; return the bytes taken, 0 when full."""
 
-    def gather(self, least: int) -> None:
-        """Have a selector see something to read only once there are so many bytes."""
+    def set_option(self, level: int, option: int, value: int) -> None:
+        """Set a socket option."""
 
     @property
     def unread(self) -> bool:
@@ -88,9 +88,9 @@ class PlainTransport:
     def verify(self) -> None:
         """Nothing is known of the host: the link's own handshake has to do."""
 
-    def gather(self, least: int) -> None:
+    def set_option(self, level: int, option: int, value: int) -> None:
         """See :class:`Transport`."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+        self._socket.setsockopt(level, option, value)
 
     def read_into(self, buffer: memoryview) -> int | None:
         """See :class:`Transport`."""
@@ -160,9 +160,9 @@ class TlsTransport:
         if self._server and self._peer_name is not None:
             check_certificate(self._socket.getpeercert() or {}, self._peer_name)
 
-    def gather(self, least: int) -> None:
+    def set_option(self, level: int, option: int, value: int) -> None:
         """See :class:`Transport`."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+        self._socket.setsockopt(level, option, value)
 
     def read_into(self, buffer: memoryview) -> int | None:
         """See :class:`Transport`. Several records are read in one turn."""
