@@ -261,6 +261,11 @@ class LinkSession:
         return self._under_way
 
     @property
+    def speaks(self) -> bool:
+        """Whether there is something to tell the peer besides data."""
+        return bool(self._control)
+
+    @property
     def holding(self) -> bool:
         """Whether something received is not delivered yet."""
         return any(inlet.holding for inlet in self._inlets.values())

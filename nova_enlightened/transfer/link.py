@@ -210,7 +210,8 @@ class Link:
             self.session.acknowledge()
         else:
             self.session.flush_acks(self._clock())
-        self._flush()
+        if self.session.speaks:
+            self._flush()
 
     @property
     def ready(self) -> bool:
@@ -251,7 +252,8 @@ class Link:
                 self._on_active(selectors.EVENT_READ)
             self.session.flush_acks(now)
             self._check_silence(active, now)
-            self._flush()
+            if self.session.speaks:
+                self._flush()
         elif self._farewell_due is not None and now >= self._farewell_due:
             missing = self.session.under_way
             self._events.append(Closed("the peer did not come back" if missing else ""))

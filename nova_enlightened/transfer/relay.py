@@ -59,6 +59,7 @@ class Relay:
         self._stopping: str | None = None
         self._began = time.monotonic()
         self._state_due = 0.0
+        self._read_at: float | None = None  # when QEMU is looked at again
         self.wake = Wake()
         self._control = ControlServer(spec.control, self._calls(), self._selector)
         self._listener = listener
@@ -109,7 +110,14 @@ class Relay:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        waits = [wait for wait in (self._link.timeout(), self._state_due - now) if wait is not None]
+        waits = [self._state_due - now]
+        if (wait := self._link.timeout()) is not None:
+            waits.append(wait)
+        if self._read_at is not None:
+            if now < self._read_at:
+                waits.append(self._read_at - now)
+            else:
+                self._read_at = None
         for key, ready in self._selector.select(max(0.0, min(waits))):
             key.data(ready)
         self._link.tick()

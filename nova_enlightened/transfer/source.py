@@ -40,7 +40,9 @@ MOST_HELD: Final = HOLD + 16 * 1024 * 1024
 IDLE: Final = 64 * 1024
 """With less under way the link is nearly idle, and any page is better than none."""
 SMALL_SEND: Final = 8 * 1024
-CALM_ACK_S: Final = 0.006
+CALM_ACK_S: Final = 0.005
+REST_S: Final = 0.002
+"""How long QEMU is left to fill its socket again, while the link has enough."""
 
 
 class Gait(NamedTuple):
@@ -66,7 +68,7 @@ BULK: Final = Gait(0.05, 4 * 1024 * 1024, 64 * 1024, 128 * 1024, 1024 * 1024)
 """Nobody waits: a migration nothing is known of, before its switch."""
 URGENT: Final = Gait(TARGET_S, QUEUE, 64 * 1024, SMALL_READ, UNSENT)
 """The guest waits for what it needs most."""
-CALM: Final = Gait(0.012, 2 * QUEUE, 256 * 1024, 128 * 1024, 512 * 1024)
+CALM: Final = Gait(0.01, QUEUE + QUEUE // 4, 256 * 1024, 128 * 1024, 512 * 1024)
 """The guest has that: guests need the CPU more than the rest of the memory."""
 
 
@@ -135,7 +137,7 @@ class SourceRelay(Relay):
             return super()._may_read(channel)
         if sequencer is None:
             least = min(self._gait.read, max(SMALL_READ, self._link.limit.window // 3))
-            return self._link.can_send(channel) >= least
+            return self._link.can_send(channel) >= least and not self._rests
         if not self._link.ready:
             # QEMU that has sent its last page cannot resume any more (from 8.2 on): while nothing
             # crosses it is left with what it has.
@@ -155,7 +157,7 @@ class SourceRelay(Relay):
             return
         after_switch = self._ordered.phase is Phase.POSTCOPY and not self._resequenced
         if channel.channel != MAIN or not after_switch:
-            super()._read_qemu(channel)
+            self._read_on(channel)
             return
         if self._resequencer is None and not self._aligned(channel):
             return
@@ -175,7 +177,26 @@ class SourceRelay(Relay):
                 return
             self._outgoing(MAIN, sequencer.receive(count))
         if self._resequencer is None:
-            super()._read_qemu(channel)
+            self._read_on(channel)
+
+    def _read_on(self, channel: QemuSocket) -> None:
+        """Read in QEMU's order; in large steps where delay counts little."""
+        sent = self._link.session.bytes_sent
+        super()._read_qemu(channel)
+        session, limit = self._link.session, self._link.limit
+        if (
+            self._gait is CALM
+            and channel.channel == MAIN
+            and session.bytes_sent > sent
+            and session.under_way > limit.window // 2
+            and self._may_read(MAIN)
+        ):
+            # QEMU has written no more yet. What it writes next would be seen page by page.
+            self._read_at = time.monotonic() + REST_S
+
+    @property
+    def _rests(self) -> bool:
+        return self._read_at is not None and time.monotonic() < self._read_at
 
     @property
     def _leaves(self) -> bool:
