@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from nova_enlightened import exception
 from nova_enlightened.stream.events import NEED_DATA
+from nova_enlightened.stream.link import ACK_DELAY_S
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.stream.return_path import RequestPages, ReturnPath
 from nova_enlightened.transfer.niceness import FAIR, set_niceness
@@ -19,7 +20,10 @@ LOG = logging.getLogger(__name__)
 
 QEMU_BUFFER: Final = 32 * 1024
 """Bytes the socket to QEMU is asked to hold; QEMU reads 32 KiB at a time."""
+BULK_BUFFER: Final = 512 * 1024
 CALM_BUFFER: Final = 256 * 1024
+CALM_S: Final = 0.004
+"""A peer that lets as much wait has sent all that the guest needs most."""
 CONNECT_S: Final = 10.0
 """How long QEMU may take to listen; libvirt has it listen before the source is started."""
 
@@ -34,6 +38,7 @@ class DestinationRelay(Relay):
         self._unconnected: dict[int, float] = {}
         self._early: list[tuple[int, memoryview]] = []
         self._return_path: ReturnPath | None = ReturnPath()
+        self._buffer: int | None = None
 
     def _opened(self, channel: int) -> None:
         self._unconnected[channel] = time.monotonic() + CONNECT_S
@@ -58,14 +63,21 @@ class DestinationRelay(Relay):
         seen, and counts as under way.
         """
         self._return_path = None
-        for channel in self._channels.values():
-            channel.limit_buffer(QEMU_BUFFER)
+        self._hold(QEMU_BUFFER)
 
     def _paced(self, delay: float) -> None:
-        set_niceness(FAIR)
-        self._link.gather(delay)
+        self._link.gather(delay if delay > ACK_DELAY_S else None)
+        if delay >= CALM_S:
+            set_niceness(FAIR)
+            self._hold(CALM_BUFFER)
+        elif delay > ACK_DELAY_S:
+            self._hold(BULK_BUFFER)
+
+    def _hold(self, size: int) -> None:
+        """Let the sockets to QEMU hold so many bytes, also those that come."""
+        self._buffer = size
         for channel in self._channels.values():
-            channel.limit_buffer(CALM_BUFFER)
+            channel.limit_buffer(size)
 
     def _connect(self, channel: int) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -81,6 +93,8 @@ class DestinationRelay(Relay):
             return
         del self._unconnected[channel]
         self._add_channel(channel, sock)
+        if self._buffer is not None:
+            self._channels[channel].limit_buffer(self._buffer)
         early, self._early = self._early, []
         for number, view in early:
             self._deliver(number, view)

@@ -190,11 +190,14 @@ class Link:
         if active is not None and active.stalled:
             self._on_active(selectors.EVENT_READ)
 
-    def gather(self, delay: float) -> None:
+    def gather(self, delay: float | None) -> None:
         """From now on let what comes wait for more, ``delay`` seconds at most: each look at it
-        costs CPU. What is delivered is acknowledged at once then, in as large steps.
+        costs CPU. What is delivered is acknowledged at once then, in as large steps. None ends
+        that.
         """
         self._gather = delay
+        if delay is None and self._active is not None:
+            self._look_later(self._active, None)
 
     def leave_unsent(self, size: int) -> None:
         """Let the kernel hold so many bytes that it has not sent: what is urgent cannot pass them,

@@ -40,7 +40,6 @@ MOST_HELD: Final = HOLD + 16 * 1024 * 1024
 IDLE: Final = 64 * 1024
 """With less under way the link is nearly idle, and any page is better than none."""
 SMALL_SEND: Final = 8 * 1024
-CALM_ACK_S: Final = 0.005
 REST_S: Final = 0.002
 """How long QEMU is left to fill its socket again, while the link has enough."""
 
@@ -53,6 +52,7 @@ class Gait(NamedTuple):
     :ivar delay: seconds of queueing that the link aims at.
     :ivar queue: bytes of queueing at most.
     :ivar send: bytes of pages given to the link at once.
+    :ivar ack: seconds that acknowledgements, and what they are of, may wait for more; 0: none.
     :ivar read: bytes that there must be room for before QEMU is read from, at most.
     :ivar unsent: bytes left to the kernel that it has not sent, which nothing can pass.
     """
@@ -60,15 +60,16 @@ class Gait(NamedTuple):
     delay: float
     queue: int
     send: int
+    ack: float
     read: int
     unsent: int
 
 
-BULK: Final = Gait(0.05, 4 * 1024 * 1024, 64 * 1024, 128 * 1024, 1024 * 1024)
+BULK: Final = Gait(0.05, 4 * 1024 * 1024, 64 * 1024, 0.002, 128 * 1024, 1024 * 1024)
 """Nobody waits: a migration nothing is known of, before its switch."""
-URGENT: Final = Gait(TARGET_S, QUEUE, 64 * 1024, SMALL_READ, UNSENT)
+URGENT: Final = Gait(TARGET_S, QUEUE, 64 * 1024, 0.0, SMALL_READ, UNSENT)
 """The guest waits for what it needs most."""
-CALM: Final = Gait(0.01, QUEUE + QUEUE // 4, 256 * 1024, 128 * 1024, 512 * 1024)
+CALM: Final = Gait(0.01, QUEUE + QUEUE // 4, 256 * 1024, 0.005, 128 * 1024, 512 * 1024)
 """The guest has that: guests need the CPU more than the rest of the memory."""
 
 
@@ -83,6 +84,7 @@ class SourceRelay(Relay):
         self._ordered = OrderedMigration(WindowLimits(spec.window_floor, begin, spec.window_cap))
         self._planner = Planner(spec.policy, spec.layout, self.wake)
         self._unplanned = spec.knowledge is not None
+        self._pace = 0.0
         self._take_gait(BULK if spec.knowledge is None else URGENT)
         if spec.knowledge is not None:
             self._planner.know(spec.knowledge)
@@ -95,6 +97,9 @@ class SourceRelay(Relay):
         self._gait = gait
         self._link.limit.aim(gait.delay, gait.queue)
         self._link.leave_unsent(gait.unsent)
+        if gait.ack != self._pace:
+            self._pace = gait.ack
+            self._link.send_pace(gait.ack)
 
     def _open(self) -> None:
         super()._open()
@@ -233,7 +238,6 @@ class SourceRelay(Relay):
             return
         if self._gait is not CALM and self._ordered.marks.urgent_done is not None:
             self._take_gait(CALM)
-            self._link.send_pace(CALM_ACK_S)
             set_niceness(FAIR)
         session = self._link.session
         while sequencer.ready(Worth.DEMANDED) and session.attached:

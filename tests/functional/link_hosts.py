@@ -162,6 +162,7 @@ class Host:
             data = self.held.popleft()
             self.arrived[data.channel] += data.view
             self.link.delivered(data.channel, len(data.view))
+        self.link.settle()
         for channel, content in self._sending.items():
             if content:
                 buffer = self.link.buffer(channel)[: len(content)]

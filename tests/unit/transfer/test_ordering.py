@@ -167,3 +167,13 @@ def test_the_end_of_the_stream_completes_the_migration() -> None:
     feed(migration, last + encode.ram_end() + encode.footer(RAM) + encode.eof(), at=9.0)
     assert migration.phase is Phase.COMPLETED
     assert migration.marks.completed == 9.0
+
+
+def test_pages_that_are_noted_together_are_counted_when_somebody_asks() -> None:
+    migration = OrderedMigration()
+    feed(migration, setup_bytes(PC_RAM), encode.ram_part(RAM), page(0, "pc.ram"))
+    for number in range(1, 40):
+        feed(migration, page(number))
+    assert migration.statistics()["pages"]["remaining"] == PAGES - 40
+    feed(migration, page(40))
+    assert migration.statistics()["pages"]["remaining"] == PAGES - 41
