@@ -28,6 +28,7 @@ class Departure:
     :param migration: of the relays that carry it; None where QEMU's own channel does.
     :param stopped: an operator said that nothing more is to be tried.
     :param ram: of its stream, as the first of its relays told (``ram`` of its state).
+    :param delivered: the destination has said that it has all; its source does not know.
     """
 
     instance: str
@@ -37,6 +38,7 @@ class Departure:
     attempts: int = 0
     stopped: bool = False
     ram: dict[str, Any] | None = None
+    delivered: bool = False
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -235,15 +235,21 @@ class OrderedEviction:
         return report
 
     def _recovery(self, source: relays.RunningRelay | None) -> Recovery:
-        migration = source.spec.migration if source is not None else None
         return Recovery(
-            Departure(self._uuid, self._peer.name, self._control_uri, migration),
+            self._departure(source),
             self._lookup,
-            self._peer.far_side(self._conf, self._own_name),
+            self._far_side(),
             lambda there, peer: departure.start_carrier(self._conf, there, peer),
             self._conf.run_directory,
             self._kept,
         )
+
+    def _departure(self, source: relays.RunningRelay | None) -> Departure:
+        migration = source.spec.migration if source is not None else None
+        return Departure(self._uuid, self._peer.name, self._control_uri, migration)
+
+    def _far_side(self) -> FarSide:
+        return self._peer.far_side(self._conf, self._own_name)
 
     def _kept(self, record: Departure) -> None:
         if record.attempts:
@@ -320,5 +326,7 @@ class OrderedEviction:
             relay = departure.start_source(self._conf, there, peer, known, self._domain.XMLDesc())
         if trouble := relays.linked(relay, LINKED_S):
             relays.end(relay.spec, ENDED_S, relay.pid)
+            with contextlib.suppress(exception.EnlightenedError):  # it ends by itself, later
+                self._far_side().end_relay(self._departure(relay))
             raise exception.RelayError(f"the relays do not reach each other: {trouble}")
         return relay

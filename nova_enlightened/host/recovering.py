@@ -29,6 +29,7 @@ from nova_enlightened.host import (
     standing,
     staying,
 )
+from nova_enlightened.host.connection import translated
 from nova_enlightened.host.departures import Departure
 from nova_enlightened.host.ram_places import ReadMemory
 from nova_enlightened.host.recovery import Carrier, Decision, Seen, State, Step
@@ -252,6 +253,7 @@ class Recovery:
             ),
             gave_up=stands_still and staying.gave_up(self._lookup),
             resends=self.departure.ram is not None,
+            delivered=self.departure.delivered,
             waits=there.waits,
         )
 
@@ -279,6 +281,9 @@ class Recovery:
                 self._attempt(self._resend)
             case Step.GO_ON_HERE:
                 self._go_on_here()
+            case Step.END_SOURCE:
+                with translated(Step.END_SOURCE):
+                    self._lookup().destroy()
             case Step.MOVED:
                 self._undefine()
 
@@ -360,11 +365,9 @@ class Recovery:
 
     def _resend(self, relay: relays.RunningRelay) -> None:
         self._far.listen_again(self.departure, relay.spec.migration)
-        domain = self._lookup()
         assert self.departure.ram is not None
-        resending.resend(domain, relay.spec.socket, self.departure.ram, self._read_memory)
-        LOG.info("%s: the destination has all of it", self.departure.instance)
-        domain.destroy()
+        resending.resend(self._lookup(), relay.spec.socket, self.departure.ram, self._read_memory)
+        self._record(delivered=True)
 
     def _listens_again(self, spec: RelaySpec) -> bool:
         """Whether QEMU at the destination could be told so out of band.

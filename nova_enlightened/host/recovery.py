@@ -35,6 +35,7 @@ class Step(enum.StrEnum):
     END_UNSTARTED = "end the VM at the destination, which never executed"
     RESUME = "resume"
     RESEND = "send the rest in QEMU's place"
+    END_SOURCE = "end what is left at the source"
     GO_ON_HERE = "go on at the source"
     MOVED = "moved"
     STAYED = "stayed"
@@ -52,6 +53,7 @@ class Seen:
     :param sends_no_more: QEMU at the source does not; its migration has failed, or paused.
     :param gave_up: QEMU at the source will not resume: its migration has failed.
     :param resends: what its destination lacks can be sent in its place, as far as is known.
+    :param delivered: the destination has said that it has all of it, to who sent the rest.
     :param waits: the VM has not executed so far in the destination's QEMU, which is there.
     """
 
@@ -66,6 +68,7 @@ class Seen:
     sends_no_more: bool = False
     gave_up: bool = False
     resends: bool = False
+    delivered: bool = False
     waits: bool = False
 
 
@@ -156,6 +159,10 @@ _RULES: Final[tuple[_Rule, ...]] = (
         Decision(Step.WAIT, "QEMU at the source has ended; the destination does not answer"),
     ),
     # --- its memory is on both hosts
+    (
+        lambda seen: seen.delivered and seen.here in SWITCHED,
+        Decision(Step.END_SOURCE, "the destination has all of it"),
+    ),
     (
         lambda seen: seen.there in AWAY and seen.here in _SPLIT and seen.never_executed,
         Decision(
@@ -306,6 +313,7 @@ _AFTER: Final[Mapping[tuple[State, Step], State]] = {
     **{(state, Step.END_THERE): State.CLEARING for state in _LIVE},
     **{(state, Step.END_UNSTARTED): State.CLEARING for state in _LIVE},
     **{(state, step): State.RESUMING for state in _LIVE for step in ATTEMPTS},
+    **{(state, Step.END_SOURCE): State.CLEARING for state in _LIVE},
     (State.FOLLOWED, Step.WAIT): State.FOLLOWED,
     (State.CLEARING, Step.WAIT): State.CLEARING,
     (State.RESUMING, Step.WAIT): State.FOLLOWED,

@@ -13,7 +13,8 @@ import pytest
 from nova_enlightened.transfer.link_events import Lost
 from tests.functional.link_hosts import MAIN, Hosts, certificates
 
-WAIT_S = 0.2
+WAIT_S = 0.4
+"""Long beside what else takes time, and less than the link is silent before it asks its peer."""
 
 
 @pytest.fixture(params=["plain", "tls"])

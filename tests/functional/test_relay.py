@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import pytest
@@ -38,6 +39,8 @@ BLOCK = ev.RamBlock("pc.ram", PAGES * TARGET_PAGE, TARGET_PAGE)
 
 DEVICE_STATE = bytes(4 << 20)
 """More than sockets and the link hold."""
+FITS: Final = 20
+"""Pages that a socket holds which nobody reads."""
 BEGUN = 64 << 10
 """Bytes up to somewhere in it."""
 
@@ -179,6 +182,23 @@ def test_hot_pages_cross_first_and_every_page_once(played: Played) -> None:
     destination.join(TIMEOUT_S)
     assert sorted(arrived) == list(range(PAGES))
     assert set(arrived[: len(HOT) + 1]) - {300} <= set(HOT)
+
+
+@pytest.mark.parametrize("played", ["knowing"], indirect=True)
+def test_nothing_is_read_of_qemu_while_nothing_can_cross(played: Played) -> None:
+    """What is not read yet QEMU sends again; from 8.2 on, nothing once all of it was read."""
+    received(played.destination, len(stream_up_to_run()))
+    played.source.sendall(encode.ram_part(2) + page(300, "pc.ram"))
+    asked = list(requested(played.source))[:FITS]
+    assert asked
+    _end(played.relays[1].pid)
+    while (state := control.ask(played.relays[0].spec.control, "status"))["link"]["ready"]:
+        pass
+    played.source.sendall(b"".join(map(page, asked)))
+    for _ in range(3):  # its loop has turned between two answers
+        after = control.ask(played.relays[0].spec.control, "status")
+    assert after["held_bytes"] == state["held_bytes"]
+    assert after["pages"] == state["pages"]
 
 
 def page(number: int, block: str | None = None) -> bytes:

@@ -280,6 +280,9 @@ def given_up(scene: Scene) -> None:
 def test_what_a_source_that_gave_up_has_is_sent_and_then_it_is_ended(scene: Scene) -> None:
     given_up(scene)
     assert scene.resent == [(spec("any").socket, RAM)]
+    assert scene.destroyed == 0
+    assert scene.records[-1].delivered, "also for who is started anew"
+    scene.turns(1)
     assert scene.destroyed == 1
     assert not scene.resumed
     assert not scene.went_on

@@ -14,7 +14,7 @@ CARRIED = Seen(Standing.POSTCOPY, Standing.POSTCOPY, Carrier.ALIVE, Carrier.ALIV
 BROKEN = Seen(Standing.FAILED, Standing.FAILED, Carrier.GONE, Carrier.GONE)
 EVERYTHING = [
     Seen(*seen)
-    for seen in itertools.product(Standing, Standing, Carrier, Carrier, *[(False, True)] * 8)
+    for seen in itertools.product(Standing, Standing, Carrier, Carrier, *[(False, True)] * 9)
 ]
 
 
@@ -82,6 +82,17 @@ def test_what_is_missing_is_sent_in_the_place_of_a_source_that_gave_up() -> None
         assert step(given_up, relay_there=Carrier.ALIVE) is Step.END_THERE
         assert step(given_up, relay_there=Carrier.UNKNOWN) is Step.WAIT
         assert step(given_up, relay_here=Carrier.ALIVE) is Step.END_HERE
+
+
+def test_a_source_is_ended_once_its_destination_has_said_that_it_has_all_of_it() -> None:
+    delivered = dataclasses.replace(BROKEN, gave_up=True, resends=True, delivered=True)
+    for there in Standing:
+        assert step(delivered, there=there) is Step.END_SOURCE
+    assert {seen.here for seen in EVERYTHING if decide(seen).step is Step.END_SOURCE} == {
+        Standing.POSTCOPY,
+        Standing.FAILED,
+    }
+    assert all(seen.delivered for seen in EVERYTHING if decide(seen).step is Step.END_SOURCE)
 
 
 def test_a_source_that_gave_up_and_is_not_known_has_lost_the_vm_and_is_not_started() -> None:
@@ -176,7 +187,8 @@ def test_a_vm_is_called_lost_only_by_hosts_that_answer() -> None:
 def test_one_step_only_starts_a_vm() -> None:
     assert {one.value for one in Step} - {Step.GO_ON_HERE.value} == {
         "wait", "end the source's relay", "end the destination's relay", "resume",
-        "send the rest in QEMU's place", "end the VM at the destination, which never executed",
+        "send the rest in QEMU's place", "end what is left at the source",
+        "end the VM at the destination, which never executed",
         "moved", "stayed", "lost",
     }  # fmt: skip
 
