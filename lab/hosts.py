@@ -31,7 +31,7 @@ class Host:
         self.run_directory = holder.run_directory
         self.log = libvirtd.log
         self._connection: libvirt.virConnect | None = None
-        self.spare_relay = SpareRelay()
+        self.spare_relay = SpareRelay(unhurried=True)
 
     def libvirt_uri(self, *, remote: bool = False) -> str:
         """The URI to connect to from outside, or (``remote``) from the other host."""

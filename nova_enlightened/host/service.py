@@ -123,7 +123,8 @@ class Agent:
         kinds = _hint_sources(conf)
         self.metrics = Metrics()
         self.orders = KeptOrders(os.path.join(top, ORDERS_FILE))
-        self._spare = SpareRelay()
+        preferred = os.geteuid() == 0 or privsep.privileged(privsep.scheduling)
+        self._spare = SpareRelay(unhurried=preferred)
         self.upkeep = RelayUpkeep(top, options.keep_ended, spare=self._spare)
         self.armed = ArmedGuests(conf.enlightened, kinds, lambda uuid: self._domain(uuid).target)
         self._preparation = Preparation(

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
+from nova_enlightened.transfer.niceness import FAIR, UNHURRIED, set_niceness
 from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
@@ -27,9 +28,13 @@ class SpareRelay:
     """One spare process, replaced when :meth:`start` is called after it was taken. Thread-safe.
 
     It ends by itself when this process does, unless it was taken.
+
+    :param unhurried: it is loaded while nobody else wants the CPU. Only where a relay may be
+        preferred to others again, which an ordinary user may not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, unhurried: bool) -> None:
+        self._unhurried = unhurried
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._told: socket.socket | None = None
@@ -59,6 +64,8 @@ class SpareRelay:
                 ours.close()
                 LOG.warning("No spare relay: %s", error)
                 return
+            if self._unhurried:
+                set_niceness(UNHURRIED, self._process.pid)
             self._told = ours
 
     def take(self, spec: RelaySpec, listener: socket.socket, log: pathlib.Path) -> int | None:
@@ -78,6 +85,8 @@ class SpareRelay:
             except OSError as error:
                 LOG.warning("The spare relay cannot be told: %s", error)
                 return None
+            if self._unhurried:
+                set_niceness(FAIR, process.pid)  # it may not have loaded all yet
             process.returncode = 0  # it outlives this object and is looked after by its pid
             self._forget()
             return process.pid

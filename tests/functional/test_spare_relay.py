@@ -14,7 +14,7 @@ import pytest
 from nova_enlightened import exception
 from nova_enlightened.host import relays
 from nova_enlightened.host.spare_relay import SpareRelay
-from nova_enlightened.transfer import control
+from nova_enlightened.transfer import control, niceness
 from nova_enlightened.transfer.spec import RelaySpec
 
 TIMEOUT_S = 20.0
@@ -22,7 +22,7 @@ TIMEOUT_S = 20.0
 
 @pytest.fixture
 def spare() -> Iterator[SpareRelay]:
-    one = SpareRelay()
+    one = SpareRelay(unhurried=os.geteuid() == 0)
     yield one
     one.close()
 
@@ -72,6 +72,22 @@ def test_a_spare_becomes_the_relay_it_is_told_to_be(
     assert (status["pid"], status["migration"]) == (relay.pid, spec.migration)
     end(relay)
     assert "Ended: stopped by an operator" in (tmp_path / "relay.log").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="prefers a process to others")
+def test_a_spare_is_loaded_when_nobody_wants_the_cpu_and_preferred_once_it_is_a_relay(
+    tmp_path: pathlib.Path, spare: SpareRelay
+) -> None:
+    spare.start()
+    assert spare._process is not None
+    pid = spare._process.pid
+    assert os.getpriority(os.PRIO_PROCESS, pid) == niceness.UNHURRIED
+    spec = destination(tmp_path)
+    relay = start(spec, spare)
+    assert relay.pid == pid
+    answer(spec)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == niceness.WAITED_FOR
+    end(relay)
 
 
 def test_a_spare_serves_once(tmp_path: pathlib.Path, spare: SpareRelay) -> None:
