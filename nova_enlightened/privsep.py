@@ -17,12 +17,10 @@ from typing import Final
 
 from oslo_privsep import capabilities, daemon, priv_context
 
-from nova_enlightened import exception, process_memory
+from nova_enlightened import exception, niceness, process_memory
 
 LOG = logging.getLogger(__name__)
 
-HIGHEST: Final = -10
-"""The most a relay is preferred by, as niceness; see ``transfer.niceness``."""
 OWN_MODE: Final = 0o711
 SHARED_MODE: Final = 0o1771
 """QEMU's group makes its sockets in the directory of migrations; nobody removes another's."""
@@ -129,19 +127,18 @@ def make_directory(path: str, owner: int, group: int | None) -> None:
 
 
 @scheduling.entrypoint
-def prefer(pid: int, niceness: int) -> None:
+def prefer(pid: int, value: int) -> None:
     """Set the niceness of a process of the caller's own user, and that of its autogroup.
 
-    :param niceness: ``HIGHEST`` to 0.
+    :param value: ``niceness.WAITED_FOR`` to ``niceness.FAIR``.
     :raises OSError: there is no such process, it is another's, or the value is no preference.
     """
-    if not HIGHEST <= niceness <= 0:
-        raise PermissionError(f"niceness {niceness}")
+    if not niceness.WAITED_FOR <= value <= niceness.FAIR:
+        raise PermissionError(f"niceness {value}")
     owner = os.stat(f"/proc/{pid}").st_uid
     if os.getuid() not in (0, owner):
         raise PermissionError(f"process {pid} is uid {owner}'s")
-    os.setpriority(os.PRIO_PROCESS, pid, niceness)
-    pathlib.Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
+    niceness.renice(pid, value)
 
 
 def read_memory(pid: int, uuid: str, address: int, length: int) -> bytes:

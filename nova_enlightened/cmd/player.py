@@ -53,10 +53,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(spec_path: str, inherited: Sequence[str]) -> int:
     # Imported here so that "status" and "--help" do not pay for numpy.
-    from nova_enlightened.transfer import niceness
+    from nova_enlightened import niceness
     from nova_enlightened.transfer.player import Player
 
-    niceness.set_niceness(niceness.WAITED_FOR)
+    niceness.ask(niceness.WAITED_FOR)
     sys.setswitchinterval(SWITCH_S)
     spec = PlayerSpec.from_json(pathlib.Path(spec_path).read_text())
     listeners = {}

@@ -86,11 +86,11 @@ def _spare(told: int) -> int:
 
 def _run(spec_path: str, descriptor: int | None) -> int:
     # Imported here so that "status" and "--help" do not pay for numpy.
-    from nova_enlightened.transfer import niceness
+    from nova_enlightened import niceness
     from nova_enlightened.transfer.destination import DestinationRelay
     from nova_enlightened.transfer.source import SourceRelay
 
-    niceness.set_niceness(niceness.WAITED_FOR)
+    niceness.ask(niceness.WAITED_FOR)
     spec = RelaySpec.from_json(pathlib.Path(spec_path).read_text())
     completed = _monitored(spec)
     listener = socket.socket(fileno=descriptor) if descriptor is not None else None

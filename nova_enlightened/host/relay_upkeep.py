@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from nova_enlightened import exception, privsep
+from nova_enlightened import exception, niceness, privsep
 from nova_enlightened.host import relays
 from nova_enlightened.host.departure import Places
 from nova_enlightened.host.spare_relay import SpareRelay
@@ -60,7 +60,7 @@ class RelayUpkeep:
             self._children.add(relay.pid)
         if os.geteuid() != 0 and privsep.privileged(privsep.scheduling):
             try:
-                privsep.prefer(relay.pid, privsep.HIGHEST)
+                privsep.prefer(relay.pid, niceness.WAITED_FOR)
             except OSError as error:
                 LOG.warning("Relay %d runs as any other process: %s", relay.pid, error)
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from nova_enlightened.transfer.niceness import FAIR, UNHURRIED, set_niceness
+from nova_enlightened import niceness
 from nova_enlightened.transfer.spec import RelaySpec
 
 LOG = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class SpareRelay:
                 LOG.warning("No spare relay: %s", error)
                 return
             if self._unhurried:
-                set_niceness(UNHURRIED, self._process.pid)
+                niceness.ask(niceness.UNHURRIED, self._process.pid)
             self._told = ours
 
     def take(self, spec: RelaySpec, listener: socket.socket, log: pathlib.Path) -> int | None:
@@ -86,7 +86,7 @@ class SpareRelay:
                 LOG.warning("The spare relay cannot be told: %s", error)
                 return None
             if self._unhurried:
-                set_niceness(FAIR, process.pid)  # it may not have loaded all yet
+                niceness.ask(niceness.FAIR, process.pid)  # it may not have loaded all yet
             process.returncode = 0  # it outlives this object and is looked after by its pid
             self._forget()
             return process.pid

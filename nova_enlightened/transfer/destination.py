@@ -7,12 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from nova_enlightened import exception
+from nova_enlightened import exception, niceness
 from nova_enlightened.stream.events import NEED_DATA
 from nova_enlightened.stream.link import ACK_DELAY_S
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.stream.return_path import RequestPages, ReturnPath
-from nova_enlightened.transfer.niceness import FAIR, set_niceness
 from nova_enlightened.transfer.relay import MAIN, Relay
 from nova_enlightened.transfer.spec import RelaySpec
 
@@ -68,7 +67,7 @@ class DestinationRelay(Relay):
     def _paced(self, delay: float) -> None:
         self._link.gather(delay if delay > ACK_DELAY_S else None)
         if delay >= CALM_S:
-            set_niceness(FAIR)
+            niceness.ask(niceness.FAIR)
             self._hold(CALM_BUFFER)
         elif delay > ACK_DELAY_S:
             self._hold(BULK_BUFFER)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from nova_enlightened import exception
+from nova_enlightened import exception, niceness
 from nova_enlightened.plan.in_flight import QUEUE, TARGET_S
 from nova_enlightened.plan.injector import Worth
 from nova_enlightened.plan.transfer_plan import Pages
@@ -18,7 +18,6 @@ from nova_enlightened.stream import encode
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer import unix_socket
 from nova_enlightened.transfer.link_connection import UNSENT
-from nova_enlightened.transfer.niceness import FAIR, set_niceness
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
 from nova_enlightened.transfer.planning import Planner
 from nova_enlightened.transfer.qemu_socket import READ_SIZE, QemuSocket
@@ -238,7 +237,7 @@ class SourceRelay(Relay):
             return
         if self._gait is not CALM and self._ordered.marks.urgent_done is not None:
             self._take_gait(CALM)
-            set_niceness(FAIR)
+            niceness.ask(niceness.FAIR)
         session = self._link.session
         while sequencer.ready(Worth.DEMANDED) and session.attached:
             # The guest waits: these do not wait for room as well, while what is kept allows it.

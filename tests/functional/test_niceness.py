@@ -7,8 +7,8 @@ import pytest
 
 PROGRAM = """
 import os, pathlib
-from nova_enlightened.transfer.niceness import set_niceness
-set_niceness({})
+from nova_enlightened import niceness
+niceness.ask({})
 print(os.nice(0), pathlib.Path("/proc/self/autogroup").read_text().split()[-1])
 """
 

@@ -20,7 +20,6 @@ import pytest
 from oslo_privsep import capabilities
 
 from nova_enlightened import privsep
-from nova_enlightened.transfer import niceness
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None, reason="gives a process capabilities"
@@ -33,7 +32,7 @@ FORMERLY = "chown,fowner,dac_override,sys_nice"
 """By a unit of before QEMU's memory could be read."""
 PREAMBLE = """
 import json, os, pathlib, subprocess, sys
-from nova_enlightened import privsep
+from nova_enlightened import niceness, privsep
 
 def status(pid):
     lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -108,7 +107,7 @@ def test_a_service_of_an_older_unit_starts_and_does_without_what_it_was_not_give
         print(json.dumps([
             len(children()),
             fails(privsep.read_memory, 1, "6a8c3ba0-3a1c-4b0e-9a3e-1f2d3c4b5a69", 4096, 1),
-            fails(privsep.prefer, os.getpid(), privsep.HIGHEST),
+            fails(privsep.prefer, os.getpid(), niceness.WAITED_FOR),
         ]))
         """,
         held=FORMERLY,
@@ -182,7 +181,7 @@ def test_a_child_is_preferred_and_goes_back_to_its_fair_share_by_itself() -> Non
         """
         child = subprocess.Popen(["sleep", "60"], start_new_session=True)
         alone = fails(os.setpriority, os.PRIO_PROCESS, child.pid, -10)
-        privsep.prefer(child.pid, privsep.HIGHEST)
+        privsep.prefer(child.pid, niceness.WAITED_FOR)
         preferred = os.getpriority(os.PRIO_PROCESS, child.pid)
         os.setpriority(os.PRIO_PROCESS, child.pid, 0)
         fair = os.getpriority(os.PRIO_PROCESS, child.pid)
@@ -193,9 +192,26 @@ def test_a_child_is_preferred_and_goes_back_to_its_fair_share_by_itself() -> Non
     assert told == ["PermissionError", -10, 0]
 
 
+def test_two_processes_are_preferred_in_one_breath() -> None:
+    """The kernel refuses a second autogroup's within a tenth of a second."""
+    told = service(
+        """
+        both = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
+        refused = [fails(privsep.prefer, child.pid, niceness.WAITED_FOR) for child in both]
+        groups = [pathlib.Path(f"/proc/{child.pid}/autogroup") for child in both]
+        told = [group.read_text().split()[-1] for group in groups if group.exists()]
+        for child in both:
+            child.kill(); child.wait()
+        print(json.dumps([refused, told]))
+        """
+    )
+    assert told[0] == [None, None]
+    assert set(told[1]) <= {"-10"}
+
+
 def test_another_users_process_is_not_preferred() -> None:
     before = os.getpriority(os.PRIO_PROCESS, 1)
-    told = service("print(json.dumps(fails(privsep.prefer, 1, privsep.HIGHEST)))")
+    told = service("print(json.dumps(fails(privsep.prefer, 1, niceness.WAITED_FOR)))")
     assert told == "PermissionError"
     assert os.getpriority(os.PRIO_PROCESS, 1) == before
 
@@ -246,7 +262,3 @@ def test_a_context_runs_no_function_that_is_not_its_own() -> None:
         """
     )
     assert told == ["os.system", "nova_enlightened.privsep.prefer", "os.unlink"]
-
-
-def test_a_relay_asks_for_no_more_than_may_be_had() -> None:
-    assert niceness.WAITED_FOR == privsep.HIGHEST

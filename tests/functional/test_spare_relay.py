@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from nova_enlightened import exception
+from nova_enlightened import exception, niceness
 from nova_enlightened.host import relays
 from nova_enlightened.host.spare_relay import SpareRelay
-from nova_enlightened.transfer import control, niceness
+from nova_enlightened.transfer import control
 from nova_enlightened.transfer.spec import RelaySpec
 
 TIMEOUT_S = 20.0
