@@ -399,7 +399,10 @@ class Link:
         try:
             if connection.greeting and not connection.blocked:
                 connection.send_greeting()
-            while not connection.blocked and (pending := self.session.output()):
+            while not connection.blocked:
+                pending = self.session.output()
+                if not pending and not connection.owes:
+                    break
                 self.session.written(connection.write(pending))
         except OSError as error:
             self._lose(str(error))

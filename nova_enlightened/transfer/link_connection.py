@@ -151,6 +151,11 @@ class Connection:
                 self.handshake.state = after_frame(self.handshake.state, frame.type)
             yield frame
 
+    @property
+    def owes(self) -> bool:
+        """Whether :meth:`write` has to go on with what it took."""
+        return self._transport is not None and self._transport.owes
+
     def ready(self, pool: BlockPool) -> None:
         """The peer is who it should be: receive into blocks of ``pool`` from here on."""
         self.phase = Phase.READY
@@ -160,14 +165,14 @@ class Connection:
         """Write what the transport takes from the front of ``buffers``; return how much."""
         assert self._transport is not None
         count = self._transport.write(buffers)
-        self.blocked = not count
+        self.blocked = self._transport.owes or (bool(buffers) and not count)
         return count
 
     def send_greeting(self) -> None:
         """Write what the handshake has to say; ``blocked`` tells whether some is left."""
         pending = self.greeting
         self.blocked = False
-        while pending and not self.blocked:
+        while (pending or self.owes) and not self.blocked:
             count = self.write(pending)
             while count:
                 first = pending.popleft()

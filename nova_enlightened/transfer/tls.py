@@ -8,13 +8,14 @@ Both kinds of transport are non-blocking and look the same to the link. ``OSErro
 from __future__ import annotations
 
 import collections
+import contextlib
 import ipaddress
 import itertools
 import selectors
 import socket
 import ssl
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, cast
 
 from nova_enlightened.exception import ConfigError, PeerRefused
 from nova_enlightened.stream.link_state import Role
@@ -22,14 +23,13 @@ from nova_enlightened.transfer.spec import TlsFiles
 
 Buffers = collections.deque[memoryview]
 
-#: One TLS record; a header is sent in the same record as the data behind it.
+#: One TLS record at most.
 _RECORD = 16 * 1024
-#: What is less is a frame without data.
-_LITTLE = 1024
 #: Buffers in one system call; the kernel's limit is 1024.
 _GATHER = 512
-#: Bytes decrypted before others get their turn.
-_READ_TURN = 512 * 1024
+#: Bytes received to be decrypted, or encrypted to be sent, in one system call.
+_RECEIVED = 512 * 1024
+_SENT = 128 * 1024
 
 
 class Transport(Protocol):
@@ -62,6 +62,10 @@ class Transport(Protocol):
     def unread(self) -> bool:
         """Whether there is something to read that a selector does not see."""
 
+    @property
+    def owes(self) -> bool:
+        """Whether bytes it took wait for the socket; :meth:`write` goes on with them."""
+
     def shut(self) -> None:
         """Say that nothing more will be written."""
 
@@ -73,6 +77,7 @@ class PlainTransport:
     """TCP as it is."""
 
     unread = False
+    owes = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -120,6 +125,9 @@ class PlainTransport:
 class TlsTransport:
     """TLS on a connected socket.
 
+    Records are made and taken apart in memory, many for one system call: over TCP each record by
+    itself costs its sender as much again as to encrypt it.
+
     :param peer_name: the name or address that the peer's certificate must carry; for a server
         None accepts any certificate of the CA.
     """
@@ -129,17 +137,28 @@ class TlsTransport:
     ) -> None:
         self._server = role is Role.DESTINATION
         self._peer_name = peer_name
-        self._socket = context.wrap_socket(
-            sock,
+        self._socket = sock
+        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._came,
+            self._goes,
             server_side=self._server,
-            do_handshake_on_connect=False,
             server_hostname=None if self._server else peer_name,
         )
+        self._read = cast(Callable[[int, memoryview], int], self._tls.read)
+        self._received = memoryview(bytearray(_RECEIVED))
+        self._owed = memoryview(b"")  # encrypted, and not taken by the socket yet
+        self._starved = True  # nothing can be decrypted before more has come
 
     @property
     def unread(self) -> bool:
-        """Whether decrypted bytes wait inside OpenSSL."""
-        return self._socket.pending() > 0
+        """Whether bytes that came wait to be decrypted."""
+        return not self._starved
+
+    @property
+    def owes(self) -> bool:
+        """See :class:`Transport`."""
+        return bool(self._owed)
 
     def fileno(self) -> int:
         """Return the descriptor to select on."""
@@ -147,45 +166,64 @@ class TlsTransport:
 
     def handshake(self) -> int:
         """See :class:`Transport`."""
+        while True:
+            done = self._advance()
+            if not self._push():
+                return selectors.EVENT_WRITE
+            if done:
+                self._starved = not self._came.pending  # data may have come with it
+                return 0
+            if not self._pull():
+                return selectors.EVENT_READ
+
+    def _advance(self) -> bool:
         try:
-            self._socket.do_handshake()
+            self._tls.do_handshake()
         except ssl.SSLWantReadError:
-            return selectors.EVENT_READ
-        except ssl.SSLWantWriteError:
-            return selectors.EVENT_WRITE
-        return 0
+            return False
+        except ssl.SSLError:
+            with contextlib.suppress(OSError):
+                self._push()  # the peer is told why
+            raise
+        return True
 
     def verify(self) -> None:
         """See :class:`Transport`. A client's TLS has done it already."""
         if self._server and self._peer_name is not None:
-            check_certificate(self._socket.getpeercert() or {}, self._peer_name)
+            check_certificate(self._tls.getpeercert() or {}, self._peer_name)
 
     def set_option(self, level: int, option: int, value: int) -> None:
         """See :class:`Transport`."""
         self._socket.setsockopt(level, option, value)
 
     def read_into(self, buffer: memoryview) -> int | None:
-        """See :class:`Transport`. Several records are read in one turn."""
-        most = min(len(buffer), _READ_TURN)
-        got = 0
+        """See :class:`Transport`. The socket is read once, and all records that came."""
+        if self._starved and not self._pull():
+            return None
+        got, size, read = 0, len(buffer), self._read
         try:
-            while got < most:
-                count = self._socket.recv_into(buffer[got:])
+            while got < size:  # a record each
+                count = read(size, buffer[got:])
                 if not count:
-                    return got  # the end; if there was data, 0 comes next time
+                    break
                 got += count
-                if got < _LITTLE and not self._socket.pending():
-                    break  # nearly always all there was: asking on costs an exception
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return got or None
-        return got
+        except ssl.SSLWantReadError:
+            self._starved = True
+        except ssl.SSLEOFError:
+            return got  # TCP's end will do; if there was data, 0 comes next time
+        if self._goes.pending:
+            self._push()  # TLS has answered something by itself
+        return got or (None if self._starved else 0)
 
     def write(self, buffers: Buffers) -> int:
-        """See :class:`Transport`. What was refused once must be offered again unchanged."""
-        try:
-            return self._socket.send(_first_record(buffers))
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        """See :class:`Transport`. What is encrypted counts as taken."""
+        if not self._push():
             return 0
+        taken = 0
+        for piece in _pieces(buffers, _SENT):
+            taken += self._tls.write(piece)
+        self._push()
+        return taken
 
     def shut(self) -> None:
         """End the TCP stream; the link has its own last word, so TLS's is not needed."""
@@ -195,19 +233,50 @@ class TlsTransport:
         """Let the socket go."""
         self._socket.close()
 
+    def _pull(self) -> bool:
+        """Take from the socket what has come, or its end; False: nothing has."""
+        try:
+            count = self._socket.recv_into(self._received)
+        except (BlockingIOError, InterruptedError):
+            return False
+        if count:
+            self._came.write(self._received[:count])
+        else:
+            self._came.write_eof()
+        self._starved = False
+        return True
 
-def _first_record(buffers: Buffers) -> bytes | memoryview:
-    """Join small buffers up to one record; a large one goes as it is."""
-    first = buffers[0]
-    if len(first) >= _RECORD or len(buffers) == 1:
-        return first
-    parts, room = [], _RECORD
+    def _push(self) -> bool:
+        """Give the socket what is encrypted; False: it does not take all of it."""
+        while self._owed or self._goes.pending:
+            if not self._owed:
+                self._owed = memoryview(self._goes.read())
+            try:
+                self._owed = self._owed[self._socket.send(self._owed) :]
+            except (BlockingIOError, InterruptedError):
+                return False
+        return True
+
+
+def _pieces(buffers: Buffers, most: int) -> Iterator[bytes | memoryview]:
+    """Yield ``most`` bytes of ``buffers``, small ones joined to a record."""
+    small: list[memoryview] = []
+    size = 0
     for buffer in buffers:
-        parts.append(buffer[:room])
-        room -= len(parts[-1])
-        if not room:
+        piece = buffer[:most]
+        if small and size + len(piece) > _RECORD:
+            yield b"".join(small)
+            small, size = [], 0
+        if len(piece) >= _RECORD:
+            yield piece
+        else:
+            small.append(piece)
+            size += len(piece)
+        most -= len(piece)
+        if not most:
             break
-    return b"".join(parts)
+    if small:
+        yield b"".join(small)
 
 
 def tls_context(files: TlsFiles, role: Role) -> ssl.SSLContext:
