@@ -10,7 +10,18 @@ import sys
 import zipfile
 from typing import List, Optional
 
-MODULES = ("__init__", "wire", "budget", "proc", "frames", "sources", "sampler", "clone", "agent")
+MODULES = (
+    "__init__",
+    "wire",
+    "budget",
+    "proc",
+    "frames",
+    "sources",
+    "sampler",
+    "clone",
+    "port",
+    "agent",
+)
 START = "import sys\n\nfrom nova_enlightened.guest.agent import main\n\nsys.exit(main())\n"
 INTERPRETER = b"#!/usr/bin/env python3\n"
 NEVER = (1980, 1, 1, 0, 0, 0)

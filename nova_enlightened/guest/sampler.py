@@ -2,8 +2,9 @@
 """Watching which pages the busy processes use, within a budget of CPU time.
 
 Only processes that use CPU are watched: their pages are what is missed first when a guest
-moves. Large areas are cut into windows; of each window the agent keeps the pagemap entries of
-the last sample and a history byte a page (bit 7: used in the newest sample).
+moves. The agent is one of them: it wakes as soon as its guest has moved, and all wait with it.
+Large areas are cut into windows; of each window the agent keeps the pagemap entries of the last
+sample and a history byte a page (bit 7: used in the newest sample).
 """
 
 import os
@@ -194,7 +195,7 @@ class Sampler:
         """Begin to watch the busiest processes that are not watched yet."""
         busy = sorted(shares, key=lambda pid: -shares[pid])
         for pid in busy[:WATCHED]:
-            if pid in self.watched or shares[pid] < LEAST_SHARE or pid == os.getpid():
+            if pid in self.watched or shares[pid] < LEAST_SHARE:
                 continue
             if len(self.watched) >= WATCHED:
                 idlest = min(self.watched, key=lambda known: self.watched[known].cpu)

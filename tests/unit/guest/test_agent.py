@@ -5,10 +5,10 @@ import itertools
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +17,8 @@ import pytest
 
 from nova_enlightened.guest import agent as program
 from nova_enlightened.guest import frames, pack, sampler, wire
-from nova_enlightened.guest.agent import Agent, Port, find_port
+from nova_enlightened.guest.agent import Agent
+from nova_enlightened.guest.port import TOLD, Port, find_port
 from nova_enlightened.guest.proc import Proc
 from nova_enlightened.knowledge.classes import PageClass
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
@@ -306,7 +307,9 @@ def pair() -> Iterator[tuple[Port, socket.socket]]:
     """A port, and the host's end of it."""
     guest, host = socket.socketpair()
     host.settimeout(5)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield Port(guest.fileno()), host
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     guest.close()
     host.close()
 
@@ -364,8 +367,8 @@ def test_when_the_host_goes_nothing_is_kept_for_the_next(
     pair: tuple[Port, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, host = pair
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    waited: list[float] = []
+    monkeypatch.setattr(signal, "sigtimedwait", lambda _, timeout: waited.append(timeout))
     port.answer(wire.frame(wire.STATUS, b"{}", 1))
     host.close()
 
@@ -373,7 +376,17 @@ def test_when_the_host_goes_nothing_is_kept_for_the_next(
         assert port.wait(0.2) == []
 
     assert not port.answering
-    assert set(slept) == {0.2}, "there is nobody to wait for on the port itself"
+    assert set(waited) == {0.2}, "there is nobody to wait for on the port itself"
+
+
+def test_the_kernel_tells_when_a_host_comes(pair: tuple[Port, socket.socket]) -> None:
+    _, host = pair
+    while signal.sigtimedwait({TOLD}, 0) is not None:
+        pass  # of what came before
+
+    host.sendall(wire.frame(wire.PING, b"a", 1))
+
+    assert signal.sigtimedwait({TOLD}, 5) is not None
 
 
 def test_a_port_is_found_without_udev(
