@@ -69,8 +69,8 @@ class DestinationRelay(Relay):
         if delay >= CALM_S:
             niceness.ask(niceness.FAIR)
             self._hold(CALM_BUFFER)
-        elif delay > ACK_DELAY_S:
-            self._hold(BULK_BUFFER)
+        else:
+            self._hold(BULK_BUFFER if delay > ACK_DELAY_S else QEMU_BUFFER)
 
     def _hold(self, size: int) -> None:
         """Let the sockets to QEMU hold so many bytes, also those that come."""

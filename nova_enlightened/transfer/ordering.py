@@ -6,6 +6,7 @@ page request is rewritten into the form that names its block (QEMU resolves the 
 the block last named, which may be one of ours), and further requests are put between messages.
 """
 
+import collections
 import dataclasses
 import enum
 from typing import Any, Final
@@ -27,6 +28,8 @@ from nova_enlightened.transfer.resequencer import Resequencer
 
 UNSETTLED: Final = 8 * 1024 * 1024
 """Bytes in QEMU's own order whose pages are noted together: each time costs the same."""
+RECENT: Final = 8
+"""Faults whose times are kept."""
 
 
 class Phase(enum.StrEnum):
@@ -72,6 +75,7 @@ class OrderedMigration:
         self.opaque_reason: str | None = None
         self.space: PageSpace | None = None
         self.marks = Marks()
+        self.faulted_at: collections.deque[float] = collections.deque(maxlen=RECENT)
         self._faults: FaultRecorder | None = None
         self._latencies: list[float] = []
         self._limits = limits
@@ -328,6 +332,7 @@ class OrderedMigration:
             flags = self._injector.fault(page, max(1, event.length // TARGET_PAGE), now)
         except exception.PlanError:
             return  # QEMU judges a request we cannot place.
+        self.faulted_at.append(now)
         if self._faults is not None:
             self._faults.fault(page, now, flags)
         if self._resequencer is not None:

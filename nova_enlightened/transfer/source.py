@@ -7,17 +7,16 @@ import selectors
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from nova_enlightened import exception, niceness
-from nova_enlightened.plan.in_flight import QUEUE, TARGET_S
 from nova_enlightened.plan.injector import Worth
 from nova_enlightened.plan.transfer_plan import Pages
 from nova_enlightened.plan.window import RESEQUENCED, WindowLimits
 from nova_enlightened.stream import encode
 from nova_enlightened.stream.link_state import Role
 from nova_enlightened.transfer import unix_socket
-from nova_enlightened.transfer.link_connection import UNSENT
+from nova_enlightened.transfer.gait import BULK, CALM, URGENT, Gait, next_gait
 from nova_enlightened.transfer.ordering import OrderedMigration, Phase
 from nova_enlightened.transfer.planning import Planner
 from nova_enlightened.transfer.qemu_socket import READ_SIZE, QemuSocket
@@ -43,35 +42,6 @@ REST_S: Final = 0.002
 """How long QEMU is left to fill its socket again, while the link has enough."""
 
 
-class Gait(NamedTuple):
-    """How large the steps are in which bytes go on.
-
-    Fewer, larger steps spare both hosts' CPU, and let what comes up in between wait for longer.
-
-    :ivar delay: seconds of queueing that the link aims at.
-    :ivar queue: bytes of queueing at most.
-    :ivar send: bytes of pages given to the link at once.
-    :ivar ack: seconds that acknowledgements, and what they are of, may wait for more; 0: none.
-    :ivar read: bytes that there must be room for before QEMU is read from, at most.
-    :ivar unsent: bytes left to the kernel that it has not sent, which nothing can pass.
-    """
-
-    delay: float
-    queue: int
-    send: int
-    ack: float
-    read: int
-    unsent: int
-
-
-BULK: Final = Gait(0.05, 4 * 1024 * 1024, 64 * 1024, 0.002, 128 * 1024, 1024 * 1024)
-"""Nobody waits: a migration nothing is known of, before its switch."""
-URGENT: Final = Gait(TARGET_S, QUEUE, 64 * 1024, 0.0, SMALL_READ, UNSENT)
-"""The guest waits for what it needs most."""
-CALM: Final = Gait(0.01, QUEUE + QUEUE // 4, 256 * 1024, 0.005, 128 * 1024, 512 * 1024)
-"""The guest has that: guests need the CPU more than the rest of the memory."""
-
-
 class SourceRelay(Relay):
     """Accepts QEMU's channels on ``migrate_uri`` and orders the pages."""
 
@@ -84,6 +54,7 @@ class SourceRelay(Relay):
         self._planner = Planner(spec.policy, spec.layout, self.wake)
         self._unplanned = spec.knowledge is not None
         self._pace = 0.0
+        self._calmed = False
         self._take_gait(BULK if spec.knowledge is None else URGENT)
         if spec.knowledge is not None:
             self._planner.know(spec.knowledge)
@@ -99,6 +70,21 @@ class SourceRelay(Relay):
         if gait.ack != self._pace:
             self._pace = gait.ack
             self._link.send_pace(gait.ack)
+
+    def _choose_gait(self, now: float) -> None:
+        urgent_done = self._ordered.marks.urgent_done is not None
+        if urgent_done and not self._calmed:
+            self._calmed = True
+            niceness.ask(niceness.FAIR)
+        gait = next_gait(
+            self._gait,
+            switched=self._ordered.phase is Phase.POSTCOPY,
+            urgent_done=urgent_done,
+            faults=self._ordered.faulted_at,
+            now=now,
+        )
+        if gait is not self._gait:
+            self._take_gait(gait)
 
     def _open(self) -> None:
         super()._open()
@@ -205,7 +191,7 @@ class SourceRelay(Relay):
     @property
     def _leaves(self) -> bool:
         """Whether order is worth no more than what it costs: QEMU's own will do from here."""
-        return self._gait is CALM or self._plan_error is not None
+        return self._ordered.marks.urgent_done is not None or self._plan_error is not None
 
     def _leave(self) -> None:
         LOG.info("Pages cross in QEMU's own order from here on")
@@ -235,9 +221,6 @@ class SourceRelay(Relay):
         sequencer = self._resequencer
         if sequencer is None:
             return
-        if self._gait is not CALM and self._ordered.marks.urgent_done is not None:
-            self._take_gait(CALM)
-            niceness.ask(niceness.FAIR)
         session = self._link.session
         while sequencer.ready(Worth.DEMANDED) and session.attached:
             # The guest waits: these do not wait for room as well, while what is kept allows it.
@@ -309,8 +292,7 @@ class SourceRelay(Relay):
     def _work(self, now: float) -> None:
         if self._scratch is not None:
             return
-        if self._gait is BULK and self._ordered.phase is Phase.POSTCOPY:
-            self._take_gait(URGENT)
+        self._choose_gait(now)
         self._plan()
         self._pump(now)
         main = self._channels.get(MAIN)
