@@ -21,17 +21,20 @@ def renice(pid: int, value: int) -> None:
     """Set a process's niceness, and that of its autogroup.
 
     Where the kernel schedules by autogroups (sched(7)), a process's own niceness only counts
-    within its session, and a relay is alone in its session. Takes up to twice
-    ``AUTOGROUP_INTERVAL_S`` where others do the same.
+    within its session, and a relay is alone in its session. A process in no autogroup, as what
+    the first process starts without a session, has its own niceness count at once. Takes up to
+    twice ``AUTOGROUP_INTERVAL_S`` where others do the same.
 
     :raises OSError: there is no such process, or this one may not.
     """
     os.setpriority(os.PRIO_PROCESS, pid, value)
+    autogroup = pathlib.Path(f"/proc/{pid}/autogroup")
+    if not autogroup.exists() or not autogroup.read_text():
+        return
     deadline = time.monotonic() + 2 * AUTOGROUP_INTERVAL_S
     while True:
         try:
-            with contextlib.suppress(FileNotFoundError):  # a kernel without autogroups
-                pathlib.Path(f"/proc/{pid}/autogroup").write_text(str(value))
+            autogroup.write_text(str(value))
             return
         except BlockingIOError:
             if time.monotonic() > deadline:

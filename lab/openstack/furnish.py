@@ -90,31 +90,33 @@ def image(api: Api, built: GuestImage) -> None:
     """The guest's image, of the first floor's files: uploaded where they have changed."""
 
     def fill(cloud: Any) -> None:
-        kernel = _uploaded(cloud, built.kernel, "aki", f"kernel-{built.root.parent.name}")
-        initrd = _uploaded(cloud, built.initrd, "ari", built.initrd.name)
+        name = f"kernel-{built.root.parent.name}"
+        kernel = _uploaded(cloud, built.kernel, name, "aki", "aki", {})
+        initrd = _uploaded(cloud, built.initrd, built.initrd.name, "ari", "ari", {})
         wanted = {**_PROPERTIES, "kernel_id": kernel, "ramdisk_id": initrd,
                   "lab_root": built.root.parent.name}  # fmt: skip
-        found = cloud.image.find_image(IMAGE)
-        if found is not None and found.properties.get("lab_root") != wanted["lab_root"]:
-            cloud.image.delete_image(found)
-            found = None
-        if found is None:
-            _upload(cloud, built.root, IMAGE, "bare", "raw", wanted)
-        elif any(found.properties.get(name, getattr(found, name, None)) != value
-                 for name, value in wanted.items()):  # fmt: skip
-            cloud.image.update_image(found, **wanted)
+        _uploaded(cloud, built.root, IMAGE, "bare", "raw", wanted)
 
     api.call(fill)
 
 
-def _uploaded(cloud: Any, file: Path, kind: str, name: str) -> str:
-    found = cloud.image.find_image(name)
-    return str((found or _upload(cloud, file, name, kind, kind, {})).id)
+def _is_of(found: Any, wanted: dict[str, str]) -> bool:
+    """Whether an image has these properties, and all of its content: an upload may be cut short."""
+    return found.status == "active" and all(
+        found.properties.get(name, getattr(found, name, None)) == value
+        for name, value in wanted.items()
+    )
 
 
-def _upload(
+def _uploaded(
     cloud: Any, file: Path, name: str, container: str, disk: str, properties: dict[str, str]
-) -> Any:
+) -> str:
+    """The id of the image of that name, made anew where it is not what is wanted."""
+    found = cloud.image.find_image(name)
+    if found is not None and _is_of(found, properties):
+        return str(found.id)
+    if found is not None:
+        cloud.image.delete_image(found)
     made = cloud.image.create_image(
         name=name, container_format=container, disk_format=disk, visibility="public",
         allow_duplicates=True, **properties,
@@ -122,4 +124,4 @@ def _upload(
     with file.open("rb") as content:
         made.data = content
         made.upload(cloud.image)
-    return made
+    return str(made.id)

@@ -104,11 +104,14 @@ def test_each_context_holds_what_it_is_for_and_no_more() -> None:
 def test_a_service_of_an_older_unit_starts_and_does_without_what_it_was_not_given() -> None:
     told = service(
         """
+        contexts = len(children())
+        child = subprocess.Popen(["sleep", "60"], start_new_session=True)
         print(json.dumps([
-            len(children()),
+            contexts,
             fails(privsep.read_memory, 1, "6a8c3ba0-3a1c-4b0e-9a3e-1f2d3c4b5a69", 4096, 1),
-            fails(privsep.prefer, os.getpid(), niceness.WAITED_FOR),
+            fails(privsep.prefer, child.pid, niceness.WAITED_FOR),
         ]))
+        child.kill(); child.wait()
         """,
         held=FORMERLY,
     )
