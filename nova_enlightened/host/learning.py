@@ -12,15 +12,13 @@ import pathlib
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, cast
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
-from stevedore import driver
-from stevedore import exception as stevedore_errors
 
-from nova_enlightened import exception
+from nova_enlightened import exception, plugins
 from nova_enlightened.appliance import chunks, prefetch
 from nova_enlightened.appliance.building import PLAN_GROUP, PLAN_LEVEL, LayerBuilder
 from nova_enlightened.appliance.chunks import UNIT, ChunkIndex
@@ -111,11 +109,9 @@ def learn(
 
 def load_policy(name: str) -> PrefetchPolicy:
     """An installed prefetch policy. :raises ConfigError: there is none of that name."""
-    try:
-        loaded: Any = driver.DriverManager(NAMESPACE, name, invoke_on_load=True)
-    except stevedore_errors.NoMatches as error:
-        raise exception.ConfigError(f"no prefetch policy {name!r} is installed") from error
-    return cast("PrefetchPolicy", loaded.driver)
+    wrong = f"no prefetch policy {name!r} is installed"
+    policy: PrefetchPolicy = plugins.load(NAMESPACE, name, wrong)()
+    return policy
 
 
 def share(store: WritableStore, digest: str, files: Iterable[pathlib.Path]) -> list[str]:

@@ -3,13 +3,10 @@
 
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
 
 from oslo_config import cfg
-from stevedore import driver
-from stevedore import exception as stevedore_errors
 
-from nova_enlightened import exception
+from nova_enlightened import exception, plugins
 from nova_enlightened.conf import remediation as options
 from nova_enlightened.contention import evictions
 from nova_enlightened.contention.destinations import Demand, DestinationLimits
@@ -45,13 +42,9 @@ def memory_of(limits: EvictionLimits) -> float:
 
 def load_policy(name: str) -> VictimPolicy:
     """An installed victim policy. :raises ConfigError: there is none of that name."""
-    try:
-        loaded: Any = driver.DriverManager(NAMESPACE, name, invoke_on_load=True)
-    except stevedore_errors.NoMatches as error:
-        raise exception.ConfigError(
-            f"[{options.GROUP}] victim_policy = {name} is not installed"
-        ) from error
-    return cast("VictimPolicy", loaded.driver)
+    wrong = f"[{options.GROUP}] victim_policy = {name} is not installed"
+    policy: VictimPolicy = plugins.load(NAMESPACE, name, wrong)()
+    return policy
 
 
 def decide(

@@ -7,11 +7,9 @@ Planning a large guest takes seconds, and the pages the guest waits for cannot.
 import concurrent.futures
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
-from stevedore.driver import DriverManager
-
-from nova_enlightened import exception
+from nova_enlightened import exception, plugins
 from nova_enlightened.knowledge import stored
 from nova_enlightened.knowledge.guest_pages import GuestKnowledge
 from nova_enlightened.knowledge.layout import MemoryLayout
@@ -25,10 +23,10 @@ POLICIES = "nova_enlightened.ordering_policies"
 def load_policy(name: str) -> OrderingPolicy:
     """The ordering policy installed under a name.
 
-    :raises stevedore.exception.NoMatches: there is none.
+    :raises ConfigError: there is none.
     """
-    policy: Any = DriverManager(POLICIES, name, invoke_on_load=True).driver
-    return cast(OrderingPolicy, policy)
+    policy: OrderingPolicy = plugins.load(POLICIES, name, f"no ordering policy {name!r}")()
+    return policy
 
 
 class Planner:

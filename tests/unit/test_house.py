@@ -24,7 +24,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"plan"}),
     frozenset({"appliance"}),
     frozenset({"contention"}),
-    frozenset({"niceness", "process_memory", "whole_file"}),
+    frozenset({"niceness", "plugins", "process_memory", "whole_file"}),
     frozenset({"conf", "rpc", "privsep"}),
     frozenset({"transfer"}),
     frozenset({"host"}),

@@ -4,12 +4,9 @@
 import hashlib
 import re
 import urllib.parse
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from stevedore import driver
-from stevedore import exception as stevedore_errors
-
-from nova_enlightened import exception
+from nova_enlightened import exception, plugins
 
 NAMESPACE: Final = "nova_enlightened.stores"
 OBJECTS: Final = "objects"
@@ -72,11 +69,8 @@ def open_store(url: str) -> Store:
     :raises ConfigError: no store of that scheme is installed, or the URL is not one of its.
     """
     scheme = urllib.parse.urlsplit(url).scheme
-    try:
-        found: Any = driver.DriverManager(NAMESPACE, scheme)
-    except stevedore_errors.NoMatches as error:
-        raise exception.ConfigError(f"no store for URLs like {url!r} is installed") from error
-    made: Store = found.driver(url)
+    wrong = f"no store for URLs like {url!r} is installed"
+    made: Store = plugins.load(NAMESPACE, scheme, wrong)(url)
     return made
 
 
