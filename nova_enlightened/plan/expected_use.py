@@ -150,8 +150,8 @@ def unseen_likelihood(heats: npt.NDArray[np.uint8], samples: int) -> float:
 
 def _count(counts: npt.NDArray[np.int64], histories: npt.NDArray[np.uint8], samples: int) -> int:
     """Pages that have one of these histories, by the heat it gives them."""
-    values = np.unique(heat.from_samples(histories, samples, 0, histories.size))
-    return int(counts[values].sum())
+    values = heat.from_samples(histories, samples, 0, histories.size)
+    return int(counts[np.bincount(values, minlength=256) > 0].sum())
 
 
 def _raise_unseen(found: Scores, known: GuestPages, running: Sequence[PlacedProcess]) -> None:

@@ -21,7 +21,7 @@ from nova_enlightened.plan.fault_trace import FaultFlag
 from nova_enlightened.plan.neighbours import Neighbours
 from nova_enlightened.plan.outstanding import ASKED, DEMAND, NEAR, SEEN, Outstanding
 from nova_enlightened.plan.requests import RequestShape
-from nova_enlightened.plan.transfer_plan import Pages, TransferPlan
+from nova_enlightened.plan.transfer_plan import Pages, TransferPlan, distinct
 from nova_enlightened.plan.window import InjectionWindow
 from nova_enlightened.plan.worth import Worth
 
@@ -39,7 +39,10 @@ MOST_PROMOTIONS: Final = 64
 """Faults whose neighbours are kept for a caller that does not ask for promotions."""
 REFILL: Final = 8
 """Requests are made when 1/REFILL of the window is free, not for every page."""
-
+# Plain numbers: to look up the members of an enumeration costs more than the rest of `worth`.
+_DEMANDED, _NEAR, _ASKED, _BACKGROUND = (
+    int(one) for one in (Worth.DEMANDED, Worth.NEAR, Worth.ASKED, Worth.BACKGROUND)
+)
 
 _FLAGS: Final = {
     0: FaultFlag(0),
@@ -260,9 +263,9 @@ class Injector:
         worth = self._plan.worths[pages]
         # What was asked for keeps its place in the plan: it must not overtake, again and again,
         # pages of the same stretch that the source happened to send unasked.
-        worth[(worth == Worth.BACKGROUND) & (state & ASKED != 0)] = Worth.ASKED
-        worth[(state & NEAR) != 0] = Worth.NEAR
-        worth[(state & DEMAND) != 0] = Worth.DEMANDED
+        worth[(worth == _BACKGROUND) & (state & ASKED != 0)] = _ASKED
+        worth[(state & NEAR) != 0] = _NEAR
+        worth[(state & DEMAND) != 0] = _DEMANDED
         return worth
 
     @property
@@ -300,7 +303,7 @@ class Injector:
         """Pages of the space, each once. Batches nearly always are so already."""
         pages = pages.astype(np.int64, copy=False)
         if pages.size > 1 and not (pages[1:] > pages[:-1]).all():
-            pages = np.unique(pages)
+            pages = distinct(pages)
         if pages.size and (int(pages[0]) < 0 or int(pages[-1]) >= self._space.pages):
             pages = pages[(pages >= 0) & (pages < self._space.pages)]
         return pages
@@ -334,7 +337,7 @@ class Injector:
             taken.append(part[:allowed])
             used += taken[-1].size
         # Two faults' clusters may overlap, and processes share pages.
-        return np.unique(np.concatenate(taken)) if taken else np.empty(0, np.int64)
+        return distinct(np.concatenate(taken)) if taken else np.empty(0, np.int64)
 
     def _take_planned(self, room: int) -> Pages:
         """The next pages of the plan that still have to be asked for."""

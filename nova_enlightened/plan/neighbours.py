@@ -50,7 +50,10 @@ REGIONS: Final = (2, 4, 8, 16, 32)
 KERNEL_REGIONS: Final = REGIONS[:1]
 """For memory of the kernel: it is used densely, but not wholly as a page that is being cleared.
 Measured: larger regions hold up pages that are hotter by more than the faults they spare."""
-KERNEL: Final = (PageClass.SLAB, PageClass.KERNEL, PageClass.RESERVED, PageClass.PAGE_TABLE)
+KERNEL: Final = frozenset(
+    int(one) for one in (PageClass.SLAB, PageClass.KERNEL, PageClass.RESERVED, PageClass.PAGE_TABLE)
+)
+FREE: Final = int(PageClass.FREE)
 
 PROVEN: Final = 32
 """A stream whose cluster has grown past this many pages is sure to use the next one."""
@@ -171,15 +174,16 @@ class Neighbours:
     def _beside(self, page: int) -> tuple[Pages, bool]:
         """Physical neighbours that no process maps; free ones only of a free page."""
         plan = self._plan
-        kernels = plan.classes.size and plan.classes[page] in KERNEL
+        page_class = int(plan.classes[page]) if plan.classes.size else None
+        kernels = page_class in KERNEL
         low, high = self._physical.region(page, KERNEL_REGIONS if kernels else REGIONS)
         block = self._space.block_range(self._space.locate(page)[0])
         low, high = max(low, block.start), min(high, block.stop)
         alike = np.ones(high - low, np.bool_)
         if plan.position.size:
             alike &= plan.position[low:high] == NO_POSITION
-        if plan.classes.size and plan.classes[page] != PageClass.FREE:
-            alike &= plan.classes[low:high] != PageClass.FREE
+        if page_class not in (None, FREE):
+            alike &= plan.classes[low:high] != FREE
         alike[page - low] = False
         found = np.flatnonzero(alike) + low
         turn = int(np.searchsorted(found, page))

@@ -17,7 +17,6 @@ What is not understood is a barrier: everything held crosses before it, and it c
 """
 
 import collections
-import itertools
 import struct
 from collections.abc import Callable
 from typing import Final
@@ -29,62 +28,22 @@ from nova_enlightened import exception
 from nova_enlightened.knowledge.space import TARGET_PAGE, PageSpace
 from nova_enlightened.plan.injector import Worth
 from nova_enlightened.stream.wire import FLAGS_MASK, RamFlag, SectionType
+from nova_enlightened.transfer.held_pages import STRIDES, HeldPages, Pages, Run
 
-Pages = npt.NDArray[np.int64]
 Judge = Callable[[Pages], npt.NDArray[np.uint8]]
 """Pages to the `Worth` of each."""
 
 READ_SIZE: Final = 256 * 1024
 SMALL_READ: Final = 32 * 1024
-_NOT_HELD: Final = -1
-EMIT_PAGES: Final = 16
-"""Pages given out at once: what becomes urgent next waits for no more than that."""
 MARK_SIZE: Final = 5
 _MARKS: Final = (SectionType.FOOTER, SectionType.PART, SectionType.END)
 _WORD: Final = struct.Struct(">Q")
 _CONTINUED: Final = np.dtype(">u8")
-_STRIDES: Final = {
-    int(RamFlag.PAGE): 8 + TARGET_PAGE,
-    int(RamFlag.ZERO): 8 + 1,
-}
-# Plain numbers: arithmetic on flag enumerations costs more than all else here.
+# Plain numbers: arithmetic on enumerations, and looking them up, costs more than all else here.
 _CONTINUE: Final = int(RamFlag.CONTINUE)
 _EOS: Final = int(RamFlag.EOS)
-
-
-class _Run:
-    """Records of one block and one kind that lie behind each other.
-
-    ``body`` begins behind the header of the first record; later records have headers that
-    continue the block.
-    """
-
-    __slots__ = ("block", "body", "flag", "highest", "lowest", "pages")
-
-    def __init__(self, block: str, flag: int, pages: Pages, body: memoryview) -> None:
-        self.block = block
-        self.flag = flag
-        self.pages = pages
-        self.body = body
-        self.lowest = int(pages.min())
-        self.highest = int(pages.max())
-
-    @property
-    def size(self) -> int:
-        """Bytes on the wire, when the block need not be named."""
-        return int(self.pages.size) * _STRIDES[self.flag]
-
-    def copy_body(self) -> None:
-        """Let go of the buffer it was read into."""
-        self.body = memoryview(bytes(self.body))
-
-    def part(self, first: int, last: int) -> "_Run":
-        """Records first to last, exclusive."""
-        if last - first == self.pages.size:
-            return self
-        stride = _STRIDES[self.flag]
-        body = self.body[first * stride : last * stride - 8]
-        return _Run(self.block, self.flag, self.pages[first:last], body)
+_ASKED: Final = int(Worth.ASKED)
+_BACKGROUND: Final = int(Worth.BACKGROUND)
 
 
 class Resequencer:
@@ -96,25 +55,25 @@ class Resequencer:
     """
 
     def __init__(self, space: PageSpace, section: int, block: str | None, judge: Judge) -> None:
-        self.held = 0
-        """Bytes read and not given out."""
         self._space = space
         self._section = struct.pack(">I", section)
         self._footer = b""
         self._judge = judge
-        self._queues: tuple[collections.deque[_Run], ...] = tuple(
-            collections.deque() for _ in range(Worth.BACKGROUND + 1)
-        )
-        self._sizes = np.zeros(Worth.BACKGROUND + 1, np.int64)
-        self._held_as = np.full(space.pages, _NOT_HELD, np.int16)
+        self._held = HeldPages(space.pages)
         self._in_block = self._out_block = block
         self._in_section = True
         self._footer_due = False
         self._end: bytes | None = None  # the mark of the section that ends the migration
         self._buffer = bytearray(READ_SIZE)
-        self._long_held: list[_Run] = []
+        self._long_held: list[Run] = []
         self._tail = 0
         self._barrier: collections.deque[memoryview] | None = None
+        self._behind = 0  # bytes of it
+
+    @property
+    def held(self) -> int:
+        """Bytes read and not given out."""
+        return self._held.size + self._behind
 
     # -- input ------------------------------------------------------------------------------
 
@@ -159,43 +118,7 @@ class Resequencer:
 
     def promote(self, pages: Pages, worth: Worth) -> None:
         """Pages became worth more, `DEMANDED` or `NEAR`: those that are held go sooner."""
-        held_as = self._held_as[pages]
-        better = held_as > worth
-        wanted = pages[better]
-        if not wanted.size:
-            return
-        lowest, highest = int(wanted.min()), int(wanted.max())
-        for index in np.unique(held_as[better]).tolist():
-            kept: collections.deque[_Run] = collections.deque()
-            for run in self._queues[index]:
-                if run.highest < lowest or run.lowest > highest:
-                    kept.append(run)
-                else:
-                    self._part_run(run, np.isin(run.pages, wanted), index, worth, kept)
-            self._queues[index].clear()
-            self._queues[index].extend(kept)
-
-    def _part_run(
-        self,
-        run: _Run,
-        hit: npt.NDArray[np.bool_],
-        index: int,
-        worth: Worth,
-        kept: collections.deque[_Run],
-    ) -> None:
-        if not hit.any():
-            kept.append(run)
-            return
-        edges = [0, *(np.flatnonzero(np.diff(hit)) + 1).tolist(), run.pages.size]
-        for first, last in itertools.pairwise(edges):
-            part = run.part(first, last)
-            if hit[first]:
-                self._queues[worth].append(part)
-                self._held_as[part.pages] = worth
-                self._sizes[index] -= part.size
-                self._sizes[worth] += part.size
-            else:
-                kept.append(part)
+        self._held.promote(pages, worth)
 
     # -- output -----------------------------------------------------------------------------
 
@@ -212,7 +135,7 @@ class Resequencer:
 
     def ready(self, horizon: int) -> int:
         """Bytes held of pages that are worth no more than `horizon`."""
-        return int(self._sizes[: horizon + 1].sum())
+        return self._held.ready(horizon)
 
     def take(self, room: int, horizon: int) -> tuple[bytes, Pages]:
         """What to send next, in order of worth, of about `room` bytes; and the pages in it.
@@ -220,31 +143,20 @@ class Resequencer:
         :param horizon: the largest `Worth` that may be sent.
         """
         out: list[memoryview] = []
-        pages: list[Pages] = []
-        last = Worth.BACKGROUND if self._barrier is not None else horizon
-        for worth in np.flatnonzero(self._sizes[: last + 1]).tolist():
-            queue = self._queues[worth]
-            while queue and room > 0:
-                run = queue.popleft()
-                if run.pages.size > EMIT_PAGES:
-                    queue.appendleft(run.part(EMIT_PAGES, run.pages.size))
-                    run = run.part(0, EMIT_PAGES)
-                size = run.size
-                self.held -= size
-                self._sizes[worth] -= size
-                room -= size
-                pages.append(run.pages)
-                self._held_as[run.pages] = _NOT_HELD
-                self._emit(run, out)
-        if self._barrier is not None and not self._sizes.any():
+        runs = self._held.take(room, _BACKGROUND if self._barrier is not None else horizon)
+        for run in runs:
+            room -= run.size
+            self._emit(run, out)
+        if self._barrier is not None and not self._held.size:
             while self._barrier and room > 0:
                 part = self._barrier.popleft()
-                self.held -= len(part)
+                self._behind -= len(part)
                 room -= len(part)
                 out.append(part)
+        pages = [run.pages for run in runs]
         return b"".join(out), np.concatenate(pages) if pages else np.empty(0, np.int64)
 
-    def _emit(self, run: _Run, out: list[memoryview]) -> None:
+    def _emit(self, run: Run, out: list[memoryview]) -> None:
         _, offset = self._space.locate(int(run.pages[0]))
         if run.block == self._out_block:
             header = _WORD.pack(offset | run.flag | _CONTINUE)
@@ -295,7 +207,7 @@ class Resequencer:
             self._in_section, self._footer_due = False, True
             return 8
         flag = flags & ~_CONTINUE
-        if flag not in _STRIDES:
+        if flag not in STRIDES:
             raise exception.StreamError(f"page record with flags {flags:#x} after the switch")
         if flags & _CONTINUE:
             return self._continued(view, position, end, flag)
@@ -305,16 +217,16 @@ class Resequencer:
         if end - position < 9:
             return 0
         body = position + 9 + view[position + 8]
-        after = body + _STRIDES[flag] - 8
+        after = body + STRIDES[flag] - 8
         if after > end:
             return 0
         self._in_block = str(view[position + 9 : body], "utf-8", "surrogateescape")
         page = self._number(word & ~FLAGS_MASK)
-        self._queue(_Run(self._in_block, flag, np.array([page]), view[body:after]))
+        self._hold(Run(self._in_block, flag, np.array([page]), view[body:after]))
         return after - position
 
     def _continued(self, view: memoryview, position: int, end: int, flag: int) -> int:
-        stride = _STRIDES[flag]
+        stride = STRIDES[flag]
         most = (end - position) // stride
         if not most:
             return 0
@@ -326,9 +238,7 @@ class Resequencer:
         self._number(int(offsets.max()))
         assert self._in_block is not None
         pages = self._space.base(self._in_block) + offsets // TARGET_PAGE
-        self._queue(
-            _Run(self._in_block, flag, pages, view[position + 8 : position + count * stride])
-        )
+        self._hold(Run(self._in_block, flag, pages, view[position + 8 : position + count * stride]))
         return count * stride
 
     def _number(self, offset: int) -> int:
@@ -339,18 +249,9 @@ class Resequencer:
         except exception.PlanError as error:
             raise exception.StreamError(f"page record after the switch: {error}") from error
 
-    def _queue(self, run: _Run) -> None:
-        """Part a run where its urgency changes and hold the parts."""
-        worth = self._judge(run.pages)
-        edges = [0, *(np.flatnonzero(worth[1:] != worth[:-1]) + 1).tolist(), run.pages.size]
-        for first, last in itertools.pairwise(edges):
-            part = run.part(first, last)
-            self.held += part.size
-            self._sizes[worth[first]] += part.size
-            self._queues[worth[first]].append(part)
-            if worth[first] > Worth.ASKED:
-                self._long_held.append(part)
-        self._held_as[run.pages] = worth
+    def _hold(self, run: Run) -> None:
+        parts = self._held.add(run, self._judge(run.pages))
+        self._long_held += [part for part, worth in parts if worth > _ASKED]
 
     def _begin_barrier(self) -> None:
         """From here on the stream is carried as it is, behind all that is held.
@@ -366,17 +267,14 @@ class Resequencer:
 
     def _end_with(self, block: str | None) -> None:
         """Give out runs of `block` last."""
-        held = [run for queue in self._queues for run in queue]
+        held = self._held.runs()
         last = [run for run in held if run.block == block]
         if not last and (held[-1].block if held else self._out_block) != block:
             raise exception.StreamError(f"the order of RAM block {block!r} cannot be kept")
-        for queue in self._queues:
-            queue.clear()
-        self._queues[Worth.DEMANDED].extend([*(run for run in held if run.block != block), *last])
-        self._sizes[Worth.DEMANDED], self._sizes[Worth.DEMANDED + 1 :] = self._sizes.sum(), 0
+        self._held.fix_order([*(run for run in held if run.block != block), *last])
 
     def _keep(self, data: memoryview) -> None:
         assert self._barrier is not None
         if data:
             self._barrier.append(data)
-            self.held += len(data)
+            self._behind += len(data)
