@@ -74,14 +74,14 @@ class HeldPages:
         self._queues: tuple[collections.OrderedDict[int, collections.deque[Run]], ...] = tuple(
             collections.OrderedDict() for _ in range(_BACKGROUND + 1)
         )
-        self._sizes = np.zeros(_BACKGROUND + 1, np.int64)
+        self._sizes = [0] * (_BACKGROUND + 1)  # bytes; few of them count: a list is faster
         self._place = np.zeros(pages, np.int32)
         self._worth_at: dict[int, int] = {}
         self._last_place = _NOWHERE
 
     def ready(self, horizon: int) -> int:
         """Bytes of pages that are worth no more than `horizon`."""
-        return int(self._sizes[: horizon + 1].sum())
+        return sum(self._sizes[: horizon + 1])
 
     def add(self, run: Run, worth: npt.NDArray[np.uint8]) -> Iterable[tuple[Run, int]]:
         """Hold a run, whose pages are worth so much; the parts it was cut into, with theirs."""
@@ -126,7 +126,9 @@ class HeldPages:
     def take(self, room: int, horizon: int) -> list[Run]:
         """Runs of about `room` bytes in order of worth, none worth more than `horizon`."""
         taken: list[Run] = []
-        for worth in np.flatnonzero(self._sizes[: horizon + 1]).tolist():
+        for worth, size in enumerate(self._sizes[: horizon + 1]):
+            if not size or room <= 0:
+                continue
             queue, before = self._queues[worth], room
             while queue and room > 0:
                 taken.append(self._next(queue))
@@ -148,11 +150,11 @@ class HeldPages:
         self._place[:] = _NOWHERE
         place = self._new_places(1)
         self._worth_at = {place: _DEMANDED}
-        self._sizes[:] = 0
         ordered = collections.deque(runs)
+        self._sizes = [0] * len(self._sizes)
+        self._sizes[_DEMANDED] = self.size
         if ordered:
             self._queues[_DEMANDED][place] = ordered
-            self._sizes[_DEMANDED] = self.size
 
     def _next(self, queue: collections.OrderedDict[int, collections.deque[Run]]) -> Run:
         """Take the next run of a queue, or of a long one its first pages."""

@@ -21,7 +21,7 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from nova_enlightened.exception import LinkError, LinkProtocolError
 from nova_enlightened.plan.in_flight import InFlightLimit
@@ -150,11 +150,13 @@ class Link:
         self.session.commit(channel, count, self._clock())
         self._flush()
 
-    def send_data(self, channel: int, data: bytes | memoryview) -> None:
-        """Send ``data``, which must not change until it is delivered; as
-        :meth:`LinkSession.send_data`.
+    def send_data(self, channel: int, parts: Iterable[bytes | memoryview]) -> None:
+        """Send bytes that must not change until they are delivered; as
+        :meth:`LinkSession.send_data` of each part, which is acknowledged by itself.
         """
-        self.session.send_data(channel, data, self._clock())
+        now = self._clock()
+        for part in parts:
+            self.session.send_data(channel, part, now)
         self._flush()
 
     def send_open(self, channel: int, urgent: bool = False) -> None:

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from nova_enlightened import exception, niceness
 from nova_enlightened.plan.injector import Worth
-from nova_enlightened.plan.transfer_plan import Pages
 from nova_enlightened.plan.window import RESEQUENCED, WindowLimits
 from nova_enlightened.stream import encode
 from nova_enlightened.stream.link_state import Role
@@ -37,6 +36,7 @@ MOST_HELD: Final = HOLD + 16 * 1024 * 1024
 """Beyond this nothing is read, not even for what stands behind it."""
 IDLE: Final = 64 * 1024
 """With less under way the link is nearly idle, and any page is better than none."""
+_DEMANDED, _BACKGROUND = int(Worth.DEMANDED), int(Worth.BACKGROUND)
 SMALL_SEND: Final = 8 * 1024
 REST_S: Final = 0.002
 """How long QEMU is left to fill its socket again, while the link has enough."""
@@ -222,27 +222,35 @@ class SourceRelay(Relay):
         if sequencer is None:
             return
         session = self._link.session
-        while sequencer.ready(Worth.DEMANDED) and session.attached:
-            # The guest waits: these do not wait for room as well, while what is kept allows it.
-            if session.under_way > self.spec.retain // 2:
+        under_way, attached = session.under_way, session.attached
+        parts: list[bytes] = []
+        # The guest waits: these do not wait for room as well, while what is kept allows it.
+        while attached and under_way < self.spec.retain // 2 and sequencer.ready(_DEMANDED):
+            parts.append(self._next_part(sequencer, URGENT.send, _DEMANDED, now))
+            under_way += len(parts[-1])
+        room = self._link.can_send(MAIN) - (under_way - session.under_way)
+        while room >= SMALL_SEND:
+            anything = sequencer.held > HOLD or under_way < IDLE
+            horizon = _BACKGROUND if anything else self._ordered.horizon
+            part = self._next_part(sequencer, min(room, self._gait.send), horizon, now)
+            if not part:
                 break
-            self._give(*sequencer.take(URGENT.send, Worth.DEMANDED), now)
-        while (room := self._link.can_send(MAIN)) >= SMALL_SEND:
-            anything = sequencer.held > HOLD or self._link.session.under_way < IDLE
-            horizon = Worth.BACKGROUND if anything else self._ordered.horizon
-            data, pages = sequencer.take(min(room, self._gait.send), horizon)
-            if not data:
-                break
-            self._give(data, pages, now)
+            parts.append(part)
+            under_way += len(part)
+            room -= len(part)
+        if parts:
+            self._link.send_data(MAIN, parts)
         channel = self._channels.get(MAIN)
         if sequencer.finished and channel is not None:
             self._leave()
             if not channel.read_open:
                 self._end_outgoing(channel)
 
-    def _give(self, data: bytes, pages: Pages, now: float) -> None:
-        self._link.send_data(MAIN, data)
+    def _next_part(self, sequencer: Resequencer, most: int, horizon: int, now: float) -> bytes:
+        """About as many bytes at most, which the link is given now; none: there is nothing."""
+        data, pages = sequencer.take(most, horizon)
         self._ordered.emitted(pages, now)
+        return data
 
     def _outgoing_ended(self, channel: int) -> None:
         try:
