@@ -49,6 +49,21 @@ def test_forgetting_clears_references_first_as_only_the_other_flushes_the_tlb(
     assert told == [1, 4, 1, 4]
 
 
+def test_a_busy_moment_does_not_make_faults_dear(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeProc(tmp_path)
+    fake.put(FakeProcess(os.getpid()))
+    first_touch, faulting, marked = [9.0], [10.0, 10.0, 3.0, 10.0], [1.0, 9.0, 9.0]
+    took = iter(first_touch + faulting + marked)
+    monkeypatch.setattr(sources._OwnPages, "write", lambda pages: next(took))
+
+    source = SoftDirty(Proc(str(tmp_path)))
+    source.probe(64)
+
+    assert source.fault_s == (3.0 - 1.0) / sources._OwnPages.count
+
+
 def test_a_kernel_that_takes_the_4_but_marks_nothing_has_no_soft_dirty(
     tmp_path: pathlib.Path,
 ) -> None:
