@@ -102,10 +102,15 @@ class Guest:
         return self.host.qemu_pid(self.name)
 
     def destroy(self) -> None:
-        """End it on every host; nothing happens where it is not."""
+        """End it on every host, and forget it; nothing happens where it is not."""
         for host in self._lab.hosts.values():
             try:
-                host.connection.lookupByName(self.name).destroy()
+                domain = host.connection.lookupByName(self.name)
+                persistent = domain.isPersistent()
+                if domain.isActive():
+                    domain.destroy()
+                if persistent:  # as Nova's are, and what a migration leaves of them
+                    domain.undefine()
             except libvirt.libvirtError as error:
                 gone = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
                 if error.get_error_code() not in gone:
