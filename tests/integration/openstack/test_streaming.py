@@ -123,7 +123,7 @@ def test_a_delete_leaves_the_cache_and_nothing_else(
     server.delete()
     until(lambda: not left(cloud, server), 30.0, "its player is there")
     assert any((cloud.places.run / "host1/chunks").iterdir())
-    assert cloud.api.allocations(server.uuid) == {}
+    until(lambda: cloud.api.allocations(server.uuid) == {}, 30.0, "placement holds its room")
 
 
 def left(cloud: Cloud, server: Server) -> list[Path]:
