@@ -8,7 +8,7 @@ import pytest
 from lab.openstack import Cloud
 from lab.openstack.agents import Agents
 from lab.openstack.servers import Server
-from tests.integration.openstack.asked import moved, source_relays
+from tests.integration.openstack.asked import moved, source_relays, until
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def server(cloud: Cloud) -> Iterator[Server]:
     made.work("scattered")
     yield made
     made.delete()
-    assert cloud.api.allocations(made.uuid) == {}
+    until(lambda: cloud.api.allocations(made.uuid) == {}, 30.0, "placement holds its room")
 
 
 def test_both_hosts_are_able_and_their_agents_answer(cloud: Cloud, agents: Agents) -> None:

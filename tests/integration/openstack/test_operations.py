@@ -31,7 +31,7 @@ def server(cloud: Cloud) -> Iterator[Server]:
     made.work("scattered", *HARD_WORK)
     yield made
     made.delete()
-    assert cloud.api.allocations(made.uuid) == {}
+    until(lambda: cloud.api.allocations(made.uuid) == {}, 30.0, "placement holds its room")
 
 
 @pytest.fixture
