@@ -93,7 +93,7 @@ def save(directory: Path, wanted: Iterable[Measure], outcomes: Mapping[str, Outc
 def _beside(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """What a scenario gave now, and the values and runs of its parts that were not measured now."""
     ways = {run["way"] for run in new["runs"]}
-    kept = [run for run in old.get("runs", ()) if run["way"] not in ways] if ways else []
+    kept = [run for run in old.get("runs", ()) if run["way"] not in ways]
     return {
         **new,
         "values": {**old.get("values", {}), **new["values"]},

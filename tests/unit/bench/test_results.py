@@ -109,6 +109,14 @@ def test_the_runs_of_parts_that_were_not_measured_stay(tmp_path: Path) -> None:
     assert kept["values"] == {"x": [1.0], "y": [2.0]}
 
 
+def test_a_count_without_runs_leaves_those_there_are(tmp_path: Path) -> None:
+    wanted = registry.chosen(["cloud"])
+    runs = [{"way": "precopy", "round": 1}]
+    results.save(tmp_path, wanted, {"cloud": Outcome({"x": [1.0]}, {}, runs)})
+    results.save(tmp_path, wanted, {"cloud": Outcome({"y": [0.0]}, {}, [])})
+    assert results.load(tmp_path, results.SAMPLES)["cloud"]["runs"] == runs
+
+
 def test_the_parts_of_every_way_are_shown_in_order_of_time(tmp_path: Path) -> None:
     runs = [
         {"way": "stock", "recovery_s": 8.0, "parts": {"switchover": 0.5, "executing": 3.0}},
