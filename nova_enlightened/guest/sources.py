@@ -110,7 +110,7 @@ class SoftDirty(Referenced):
             return False
 
     def _faulting(self, pages: "_OwnPages") -> float:
-        """Seconds of CPU for writing them with a fault each."""
+        """Seconds for writing them with a fault each."""
         self.proc.clear_refs(os.getpid(), SOFT_DIRTY)
         return pages.write()
 

@@ -20,7 +20,7 @@ import oslo_messaging
 from oslo_config import cfg
 from oslo_utils import netutils
 
-from nova_enlightened import exception, privsep, rpc
+from nova_enlightened import exception, plugins, privsep, rpc
 from nova_enlightened.conf import agent as agent_options
 from nova_enlightened.contention.detector import Detector
 from nova_enlightened.contention.report import HostReport, Level
@@ -49,12 +49,12 @@ from nova_enlightened.host.recovery_calls import RecoveryCalls
 from nova_enlightened.host.relay_upkeep import RelayUpkeep
 from nova_enlightened.host.sampling import Identity, Sampler, thresholds
 from nova_enlightened.host.spare_relay import SpareRelay
+from nova_enlightened.transfer.planning import POLICIES
 
 LOG = logging.getLogger(__name__)
 
 LOOK_S: Final = 5.0
 """Between two looks at relays and at what this host can do."""
-POLICIES: Final = "nova_enlightened.ordering_policies"
 ORDERS_FILE: Final = "orders.json"
 WILDCARDS: Final = frozenset({"0.0.0.0", "::"})
 LONGEST_SOCKET: Final = 107
@@ -398,8 +398,7 @@ def _hint_sources(conf: cfg.ConfigOpts) -> list[type[hint_sources.HintSource]]:
 def _check_names(conf: cfg.ConfigOpts) -> None:
     """Refuse what only a relay, or each sample, would find out. :raises ConfigError: naming it."""
     policy = conf.enlightened.ordering_policy
-    if not metadata.entry_points(group=POLICIES, name=policy):
-        raise exception.ConfigError(f"[enlightened] ordering_policy = {policy}: there is none")
+    plugins.load(POLICIES, policy, f"[enlightened] ordering_policy = {policy}: there is none")
     cpus = conf[agent_options.GROUP].guest_cpus
     if cpus and procfs.cpu_set(cpus) is None:
         raise exception.ConfigError(f"[enlightened_agent] guest_cpus = {cpus}: no list of CPUs")

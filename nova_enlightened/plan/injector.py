@@ -39,10 +39,6 @@ MOST_PROMOTIONS: Final = 64
 """Faults whose neighbours are kept for a caller that does not ask for promotions."""
 REFILL: Final = 8
 """Requests are made when 1/REFILL of the window is free, not for every page."""
-# Plain numbers: to look up the members of an enumeration costs more than the rest of `worth`.
-_DEMANDED, _NEAR, _ASKED, _BACKGROUND = (
-    int(one) for one in (Worth.DEMANDED, Worth.NEAR, Worth.ASKED, Worth.BACKGROUND)
-)
 
 _FLAGS: Final = {
     0: FaultFlag(0),
@@ -263,9 +259,9 @@ class Injector:
         worth = self._plan.worths[pages]
         # What was asked for keeps its place in the plan: it must not overtake, again and again,
         # pages of the same stretch that the source happened to send unasked.
-        worth[(worth == _BACKGROUND) & (state & ASKED != 0)] = _ASKED
-        worth[(state & NEAR) != 0] = _NEAR
-        worth[(state & DEMAND) != 0] = _DEMANDED
+        worth[(worth == Worth.BACKGROUND) & (state & ASKED != 0)] = Worth.ASKED
+        worth[(state & NEAR) != 0] = Worth.NEAR
+        worth[(state & DEMAND) != 0] = Worth.DEMANDED
         return worth
 
     @property

@@ -236,7 +236,7 @@ class Simulation:
         self._ask(now)
         return True
 
-    def _promote(self, page: int, worth: Worth) -> None:
+    def _promote(self, page: int, worth: int) -> None:
         """The guest waits for a page that the relay may hold, or is likely to."""
         held_as = int(self._held_as[page])
         if held_as <= worth:

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a page is worth to a relay that holds pages and chooses which to send next."""
 
-import enum
 from typing import Final
 
 
-class Worth(enum.IntEnum):
-    """What a page is worth once it was read from the source, a byte; lower crosses sooner."""
+class Worth:
+    """What a page is worth once it was read from the source, a byte; lower crosses sooner.
 
-    DEMANDED = 0
+    Plain numbers: a plan's stretches have them too, and to look up a member of an enumeration
+    costs more than all else that is done with one.
+    """
+
+    DEMANDED: Final = 0
     """The guest waits for it."""
-    NEAR = 1
+    NEAR: Final = 1
     """It is the neighbour of such a page."""
-    ASKED = 2
+    ASKED: Final = 2
     """It was asked for, by a plan that is no more."""
-    PLANNED = 3
+    PLANNED: Final = 3
     """From here on: the stretches of the plan, in its order."""
-    BACKGROUND = 255
+    BACKGROUND: Final = 255
     """The plan leaves it out."""
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nova_enlightened.knowledge.space import TARGET_PAGE
+from nova_enlightened.plan.transfer_plan import Pages
 from nova_enlightened.plan.worth import Worth
 from nova_enlightened.stream.wire import RamFlag
-
-Pages = npt.NDArray[np.int64]
 
 STRIDES: Final = {
     int(RamFlag.PAGE): 8 + TARGET_PAGE,
@@ -23,9 +22,6 @@ STRIDES: Final = {
 EMIT_PAGES: Final = 16
 """Pages given out at once: what becomes urgent next waits for no more than that."""
 _NOWHERE: Final = 0
-# Plain numbers: to look up the members of an enumeration costs more than all else here.
-_DEMANDED: Final = int(Worth.DEMANDED)
-_BACKGROUND: Final = int(Worth.BACKGROUND)
 
 
 class Run:
@@ -72,9 +68,9 @@ class HeldPages:
         self.size = 0
         """Bytes held."""
         self._queues: tuple[collections.OrderedDict[int, collections.deque[Run]], ...] = tuple(
-            collections.OrderedDict() for _ in range(_BACKGROUND + 1)
+            collections.OrderedDict() for _ in range(Worth.BACKGROUND + 1)
         )
-        self._sizes = [0] * (_BACKGROUND + 1)  # bytes; few of them count: a list is faster
+        self._sizes = [0] * (Worth.BACKGROUND + 1)  # bytes; few of them count: a list is faster
         self._place = np.zeros(pages, np.int32)
         self._worth_at: dict[int, int] = {}
         self._last_place = _NOWHERE
@@ -100,14 +96,13 @@ class HeldPages:
         self.size += run.size
         return zip(parts, worths, strict=True)
 
-    def promote(self, pages: Pages, worth: Worth) -> None:
+    def promote(self, pages: Pages, worth: int) -> None:
         """Pages became worth more: those that are held go sooner."""
-        to = int(worth)
         places = self._place[pages].tolist()
         found = {
             place: index
             for place in places
-            if place != _NOWHERE and (index := self._worth_at[place]) > to
+            if place != _NOWHERE and (index := self._worth_at[place]) > worth
         }
         if not found:
             return
@@ -119,12 +114,15 @@ class HeldPages:
         for place, index in found.items():
             size = self._move(index, place, new, moved)
             self._sizes[index] -= size
-            self._sizes[to] += size
-        self._worth_at[new] = to
-        self._queues[to][new] = moved
+            self._sizes[worth] += size
+        self._worth_at[new] = worth
+        self._queues[worth][new] = moved
 
     def take(self, room: int, horizon: int) -> list[Run]:
-        """Runs of about `room` bytes in order of worth, none worth more than `horizon`."""
+        """Runs of about `room` bytes in order of worth.
+
+        :param horizon: the largest `Worth` that may be taken.
+        """
         taken: list[Run] = []
         for worth, size in enumerate(self._sizes[: horizon + 1]):
             if not size or room <= 0:
@@ -148,13 +146,12 @@ class HeldPages:
         for queue in self._queues:
             queue.clear()
         self._place[:] = _NOWHERE
-        place = self._new_places(1)
-        self._worth_at = {place: _DEMANDED}
-        ordered = collections.deque(runs)
+        self._worth_at.clear()
         self._sizes = [0] * len(self._sizes)
-        self._sizes[_DEMANDED] = self.size
-        if ordered:
-            self._queues[_DEMANDED][place] = ordered
+        if self.size:
+            place, first = self._new_places(1), Worth.DEMANDED
+            self._worth_at[place], self._sizes[first] = first, self.size
+            self._queues[first][place] = collections.deque(runs)
 
     def _next(self, queue: collections.OrderedDict[int, collections.deque[Run]]) -> Run:
         """Take the next run of a queue, or of a long one its first pages."""

@@ -26,9 +26,10 @@ import numpy.typing as npt
 
 from nova_enlightened import exception
 from nova_enlightened.knowledge.space import TARGET_PAGE, PageSpace
-from nova_enlightened.plan.injector import Worth
+from nova_enlightened.plan.transfer_plan import Pages
+from nova_enlightened.plan.worth import Worth
 from nova_enlightened.stream.wire import FLAGS_MASK, RamFlag, SectionType
-from nova_enlightened.transfer.held_pages import STRIDES, HeldPages, Pages, Run
+from nova_enlightened.transfer.held_pages import STRIDES, HeldPages, Run
 
 Judge = Callable[[Pages], npt.NDArray[np.uint8]]
 """Pages to the `Worth` of each."""
@@ -42,8 +43,6 @@ _CONTINUED: Final = np.dtype(">u8")
 # Plain numbers: arithmetic on enumerations, and looking them up, costs more than all else here.
 _CONTINUE: Final = int(RamFlag.CONTINUE)
 _EOS: Final = int(RamFlag.EOS)
-_ASKED: Final = int(Worth.ASKED)
-_BACKGROUND: Final = int(Worth.BACKGROUND)
 
 
 class Resequencer:
@@ -116,7 +115,7 @@ class Resequencer:
             self._barrier = collections.deque()
             self._keep(memoryview(bytes(self._buffer[: self._tail])))
 
-    def promote(self, pages: Pages, worth: Worth) -> None:
+    def promote(self, pages: Pages, worth: int) -> None:
         """Pages became worth more, `DEMANDED` or `NEAR`: those that are held go sooner."""
         self._held.promote(pages, worth)
 
@@ -143,7 +142,7 @@ class Resequencer:
         :param horizon: the largest `Worth` that may be sent.
         """
         out: list[memoryview] = []
-        runs = self._held.take(room, _BACKGROUND if self._barrier is not None else horizon)
+        runs = self._held.take(room, Worth.BACKGROUND if self._barrier is not None else horizon)
         for run in runs:
             room -= run.size
             self._emit(run, out)
@@ -251,7 +250,7 @@ class Resequencer:
 
     def _hold(self, run: Run) -> None:
         parts = self._held.add(run, self._judge(run.pages))
-        self._long_held += [part for part, worth in parts if worth > _ASKED]
+        self._long_held += [part for part, worth in parts if worth > Worth.ASKED]
 
     def _begin_barrier(self) -> None:
         """From here on the stream is carried as it is, behind all that is held.

@@ -36,7 +36,6 @@ MOST_HELD: Final = HOLD + 16 * 1024 * 1024
 """Beyond this nothing is read, not even for what stands behind it."""
 IDLE: Final = 64 * 1024
 """With less under way the link is nearly idle, and any page is better than none."""
-_DEMANDED, _BACKGROUND = int(Worth.DEMANDED), int(Worth.BACKGROUND)
 SMALL_SEND: Final = 8 * 1024
 REST_S: Final = 0.002
 """How long QEMU is left to fill its socket again, while the link has enough."""
@@ -225,13 +224,13 @@ class SourceRelay(Relay):
         under_way, attached = session.under_way, session.attached
         parts: list[bytes] = []
         # The guest waits: these do not wait for room as well, while what is kept allows it.
-        while attached and under_way < self.spec.retain // 2 and sequencer.ready(_DEMANDED):
-            parts.append(self._next_part(sequencer, URGENT.send, _DEMANDED, now))
+        while attached and under_way < self.spec.retain // 2 and sequencer.ready(Worth.DEMANDED):
+            parts.append(self._next_part(sequencer, URGENT.send, Worth.DEMANDED, now))
             under_way += len(parts[-1])
         room = self._link.can_send(MAIN) - (under_way - session.under_way)
         while room >= SMALL_SEND:
             anything = sequencer.held > HOLD or under_way < IDLE
-            horizon = _BACKGROUND if anything else self._ordered.horizon
+            horizon = Worth.BACKGROUND if anything else self._ordered.horizon
             part = self._next_part(sequencer, min(room, self._gait.send), horizon, now)
             if not part:
                 break
